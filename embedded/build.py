@@ -1,0 +1,188 @@
+"""Rebuild the embedded models from nothing: text, tokenizer, training, export. Needs torch and transformers.
+
+    python embedded/build.py --out tpinfer/embedded [--only story|story-draft] [--steps N] [--threads N]
+
+Seeded and counted in steps, so that the same versions on the same processor give the same models.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from math import cos, pi
+from pathlib import Path
+
+import corpus
+import torch
+import transformers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+SPECIAL = ["<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]
+VOCAB_SIZE = 2048
+CONTEXT = 1024
+CHAT_TEMPLATE = (
+    "{%- for message in messages %}"
+    "{%- if message['role'] not in ['system', 'user', 'assistant'] %}"
+    "{{- raise_exception('roles are system, user and assistant') }}"
+    "{%- endif %}"
+    "{{- '<|' + message['role'] + '|>' + message['content'] | trim + '<|end|>' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Shape and training of one model."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    mlp: int
+    steps: int
+    peak_rate: float
+
+
+RECIPES = {
+    "story": Recipe(192, 6, 6, 3, 512, 2600, 3e-3),
+    "story-draft": Recipe(96, 3, 3, 3, 256, 2600, 5e-3),
+}
+BATCH, LENGTH, WARMUP = 8, 256, 100
+
+
+def train_tokenizer() -> Tokenizer:
+    """Byte-level BPE over the stories: any Unicode text can be encoded."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=[AddedToken(token, special=True) for token in SPECIAL],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((render(d) for d in corpus.documents(11, 20000)), trainer)
+    return tokenizer
+
+
+def render(document: str | list[tuple[str, str]]) -> str:
+    """A document as training text; a chat in the chat template's form."""
+    if isinstance(document, str):
+        return document + SPECIAL[0]
+    turns = (f"<|user|>{asked}<|end|><|assistant|>{answer}<|end|>" for asked, answer in document)
+    return "".join(turns) + SPECIAL[0]
+
+
+def token_stream(tokenizer: Tokenizer, num_tokens: int, seed: int) -> torch.Tensor:
+    """int64 [num_tokens] of fresh documents, one behind the other."""
+    tokens: list[int] = []
+    while len(tokens) < num_tokens:
+        texts = [render(document) for document in corpus.documents(seed, 5000)]
+        for encoded in tokenizer.encode_batch(texts):
+            tokens += encoded.ids
+        seed += 1
+    return torch.tensor(tokens[:num_tokens])
+
+
+def make_config(recipe: Recipe, vocab_size: int) -> transformers.LlamaConfig:
+    """A Llama with grouped KV heads and a tied head."""
+    return transformers.LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=recipe.hidden,
+        intermediate_size=recipe.mlp,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.kv_heads,
+        head_dim=32,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=[0, 4],
+        pad_token_id=0,
+        attention_dropout=0.0,
+    )
+
+
+def train(recipe: Recipe, tokenizer: Tokenizer, name: str, out: Path, steps: int) -> None:
+    """Train with AdamW and a cosine rate; exports every 400 steps so that a model is always there."""
+    torch.manual_seed(5)
+    model = transformers.LlamaForCausalLM(make_config(recipe, tokenizer.get_vocab_size())).float()
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim == 1]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.peak_rate, betas=(0.9, 0.95))
+    stream = token_stream(tokenizer, steps * BATCH * LENGTH, seed=100).view(steps, BATCH, LENGTH)
+    began, smoothed = time.time(), 0.0
+    for step in range(steps):
+        ramp = min(1.0, (step + 1) / WARMUP)
+        fall = 0.02 + 0.49 * (1 + cos(pi * step / steps))
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.peak_rate * ramp * fall
+        loss = model(input_ids=stream[step], labels=stream[step]).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        smoothed = loss.item() if step == 0 else 0.98 * smoothed + 0.02 * loss.item()
+        if (step + 1) % 50 == 0:
+            print(f"{name} {step + 1}/{steps} loss {smoothed:.3f} {time.time() - began:.0f} s", flush=True)
+        if (step + 1) % 400 == 0 or step + 1 == steps:
+            export(model, tokenizer, out / name)
+
+
+def export(model: transformers.LlamaForCausalLM, tokenizer: Tokenizer, directory: Path) -> None:
+    """Write a Hugging Face directory with float16 weights."""
+    directory.mkdir(parents=True, exist_ok=True)
+    half = transformers.LlamaForCausalLM(model.config)
+    half.load_state_dict(model.state_dict())
+    half.half().save_pretrained(directory)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    write_json(
+        directory / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": SPECIAL[0],
+            "eos_token": SPECIAL[0],
+            "pad_token": SPECIAL[0],
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": CONTEXT,
+        },
+    )
+    write_json(
+        directory / "generation_config.json",
+        {
+            "bos_token_id": 0,
+            "eos_token_id": [0, 4],
+            "pad_token_id": 0,
+            "do_sample": True,
+            "temperature": 0.8,
+            "top_p": 0.95,
+        },
+    )
+
+
+def write_json(path: Path, value: object) -> None:
+    """Pretty JSON with a final newline."""
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", choices=list(RECIPES))
+    parser.add_argument("--steps", type=int, help="instead of the recipe's")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    tokenizer = train_tokenizer()
+    for name, recipe in RECIPES.items():
+        if args.only in (None, name):
+            train(recipe, tokenizer, name, args.out, args.steps or recipe.steps)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Tensor-parallel LLM inference that knows where every microsecond goes."""

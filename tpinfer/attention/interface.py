@@ -1,0 +1,48 @@
+"""What an attention backend is told about a step, and the shape of the call it answers.
+
+Shapes: T tokens of the step, H local query heads, K local KV heads, S slots, D head dim.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tpinfer.attention.paged_kv import KeyRange
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceSpan:
+    """One sequence's part of a step."""
+
+    first_token: int
+    """Its first query token within the step's T tokens."""
+    num_tokens: int
+    """Query tokens; they are the last ones of its context."""
+    context_len: int
+    """Tokens it attends to at its last query token, itself included."""
+    keys: KeyRange
+    """Where its whole context lies; only positions still held."""
+    window_keys: KeyRange | None
+    """The same for layers that slide: nothing before the first query token's window."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadLayout:
+    """How a rank's query heads sit on its KV heads."""
+
+    num_heads: int
+    num_kv_heads: int
+    group_size: int
+    """Query heads of the whole model that read one KV head."""
+    offset: int
+    """Place of the first local query head inside the group of the first local KV head."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every local KV head has its whole group of query heads here."""
+        return self.num_heads == self.num_kv_heads * self.group_size
+
+
+AttentionCall = Callable[[torch.Tensor, torch.Tensor, Sequence[SequenceSpan]], torch.Tensor]
+"""(query [T, H, D], layer cache [2, K, S, D], spans) -> [T, H, D]."""

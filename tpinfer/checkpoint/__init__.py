@@ -1,0 +1,1 @@
+"""Reading a rank's share of a checkpoint."""

@@ -1,0 +1,84 @@
+"""What a user may set about one engine run. Holds wishes, not what was decided from them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from tpinfer.config.dtypes import DType
+from tpinfer.config.errors import ConfigError
+
+LoadFormat = Literal["auto", "random"]
+CollectiveName = Literal["auto", "nccl", "gloo", "mpi", "shared_memory"]
+DeviceName = Literal["auto", "cpu", "cuda"]
+COMPUTE_DTYPES = (DType.FLOAT32, DType.BFLOAT16, DType.FLOAT16)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Settings of one run, the same on every rank. Raises ConfigError for a value that cannot work."""
+
+    model_dir: Path
+    """Directory of a checkpoint in Hugging Face's layout."""
+    tp: int = 1
+    """Tensor-parallel ranks."""
+    dtype: DType | None = None
+    """Compute dtype; None takes what suits the checkpoint and the machine."""
+    load_format: LoadFormat = "auto"
+    """`random` makes weights from the seed instead of reading any."""
+    max_model_len: int | None = None
+    """Longest sequence in tokens; None takes the checkpoint's limit as far as the KV cache allows."""
+    memory_utilization: float = 0.9
+    """Share of the memory free at start that weights, activations and KV may take together."""
+    kv_bytes: int | None = None
+    """Bytes of KV cache per rank; None takes what is left."""
+    block_size: int = 16
+    """Tokens per KV block."""
+    max_num_seqs: int = 32
+    """Most sequences in one step."""
+    max_num_batched_tokens: int = 2048
+    """Most tokens in one step; a longer prompt is prefilled in chunks."""
+    collective: CollectiveName = "auto"
+    """Backend of the tensor-parallel collectives."""
+    device: DeviceName = "auto"
+    """Where ranks compute."""
+    topology: str | None = None
+    """Topology file, or name of a shipped one; None measures the ceilings at start-up."""
+    seed: int = 0
+    """Key of random weights."""
+    num_layers_override: int | None = None
+    """Build only this many layers (with random weights, a slice of a large shape)."""
+    wait_timeout_s: float = 300.0
+    """Longest wait for another rank before the run ends."""
+
+    def __post_init__(self) -> None:
+        self._require_known("load_format", get_args(LoadFormat))
+        self._require_known("collective", get_args(CollectiveName))
+        self._require_known("device", get_args(DeviceName))
+        if self.dtype is not None and self.dtype not in COMPUTE_DTYPES:
+            allowed = ", ".join(COMPUTE_DTYPES)
+            raise ConfigError(f"dtype={self.dtype} cannot be computed in; use one of {allowed}")
+        whole = ("tp", "block_size", "max_num_seqs", "max_num_batched_tokens")
+        optional = ("max_model_len", "kv_bytes", "num_layers_override")
+        for name in whole + optional:
+            value = getattr(self, name)
+            if value is None and name in optional:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name}={value!r} must be a whole number of 1 or more")
+        if not 0 < self.memory_utilization <= 1:
+            raise ConfigError(
+                f"memory_utilization={self.memory_utilization} must be above 0 and at most 1; "
+                "0.9 leaves a tenth of the free memory to others"
+            )
+        if not self.wait_timeout_s > 0:
+            raise ConfigError(f"wait_timeout_s={self.wait_timeout_s} must be above 0 seconds")
+        if self.num_layers_override is not None and self.load_format != "random":
+            raise ConfigError(
+                f"num_layers_override={self.num_layers_override} leaves out layers of a real checkpoint; "
+                "use it with load_format=random"
+            )
+
+    def _require_known(self, name: str, allowed: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        if value not in allowed:
+            raise ConfigError(f"{name}={value!r} is not known; use one of {', '.join(allowed)}")

@@ -1,0 +1,1 @@
+"""What every op of a step costs, counted once."""

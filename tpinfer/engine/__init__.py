@@ -1,0 +1,1 @@
+"""Requests in, tokens out, and where the time went."""

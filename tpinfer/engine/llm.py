@@ -1,0 +1,139 @@
+"""The offline engine: requests in, tokens out as they come, and where the time went.
+
+`open_engine` runs on every rank. Rank 0 generates; the others `serve` until rank 0 closes.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from time import perf_counter_ns
+
+from tpinfer.config.engine import EngineConfig
+from tpinfer.config.sampling import SamplingParams
+from tpinfer.costs.step_record import HostSpan
+from tpinfer.engine.executor import Executor, follow
+from tpinfer.engine.metrics import Metrics, RunReport
+from tpinfer.engine.requests import GenerationRequest, GenerationResult, TokenEvent
+from tpinfer.launching.seat import Seat
+from tpinfer.scheduling.request import Sequence as Running
+from tpinfer.scheduling.scheduler import Scheduler
+from tpinfer.steps.plan import SequenceRecord
+from tpinfer.steps.wire import PlanReader, PlanWriter
+from tpinfer.worker.assemble import Assembly, assemble
+
+Progress = Callable[[str], None]
+
+
+class Engine:
+    """One rank's engine. Made by `open_engine`."""
+
+    def __init__(self, assembly: Assembly, wire: PlanWriter | PlanReader | None) -> None:
+        self._assembly = assembly
+        self._worker = assembly.worker
+        self._wire = wire
+        self._executor = Executor(self._worker, wire if isinstance(wire, PlanWriter) else None)
+        self._scheduler = Scheduler(assembly.limits)
+        self._metrics = Metrics(assembly)
+        self._finished: list[Running] = []
+        self._stopping = False
+
+    def serve(self) -> None:
+        """Follow rank 0 until it closes. For ranks other than 0."""
+        assert isinstance(self._wire, PlanReader), "only ranks other than 0 follow"
+        follow(self._worker, self._wire, self._metrics.answer)
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[TokenEvent]:
+        """Run `requests` together and yield each token as it reaches the host.
+
+        Requests are checked before the first one runs. Raises ConfigError for one that can never run, naming it.
+        Closing the generator, or `stop`, ends what is unfinished with the reason `abort`.
+        """
+        self._finished = []
+        accepted_ns = perf_counter_ns()
+        sequences = [_sequence(i, r, accepted_ns) for i, r in enumerate(requests)]
+        for sequence in sequences:
+            self._scheduler.add(sequence)
+        params = {s.index: r.params for s, r in zip(sequences, requests, strict=True)}
+        try:
+            while self._scheduler.has_work and not self._stopping:
+                for event in self._step(params):
+                    asked_ns = perf_counter_ns()
+                    yield event
+                    self._span("detokenize", asked_ns)
+        finally:
+            self._scheduler.abort_all("abort")
+            self._finished = sequences
+
+    def stop(self) -> None:
+        """Make `generate` end after the step in progress. Safe to call from a signal handler."""
+        self._stopping = True
+
+    def results(self) -> list[GenerationResult]:
+        """What the last `generate` produced, in request order. A collective call: measures are gathered."""
+        return self._metrics.results(self._finished, self._executor)
+
+    def report(self) -> RunReport:
+        """Where the last `generate`'s time went, over all its requests. A collective call like `results`."""
+        return self._metrics.report(self._finished, self._executor)
+
+    def close(self) -> None:
+        """Let go of ranks, shared memory and connections. Can be called twice."""
+        if self._wire is not None:
+            self._executor.close()
+            self._wire = None
+        self._assembly.group.close()
+
+    def _step(self, params: dict[int, SamplingParams]) -> list[TokenEvent]:
+        began_ns = perf_counter_ns()
+        for sequence in self._scheduler.admit(began_ns):
+            self._executor.admit(_record(sequence, params[sequence.index]))
+        plan = self._scheduler.plan()
+        assert plan is not None, "a scheduler with work always has a step to run"
+        self._span("schedule", began_ns)
+        sampled = self._executor.execute(plan)
+        now_ns = perf_counter_ns()
+        news = self._scheduler.commit(plan, sampled, now_ns)
+        self._span("schedule", now_ns)
+        return [TokenEvent(s.index, token, s.finish_reason) for s, token in news]
+
+    def _span(self, part: str, began_ns: int) -> None:
+        self._worker.spans.append(HostSpan(part, began_ns, perf_counter_ns()))
+
+
+def open_engine(config: EngineConfig, seat: Seat, progress: Progress | None = None) -> Engine:
+    """Load this rank's share and connect the ranks. `progress` is told in words what goes on.
+
+    Raises ConfigError, CheckpointError or RankError; the message says what to change.
+    """
+    assembly = assemble(config, seat, progress or (lambda text: None))
+    wire: PlanWriter | PlanReader | None = None
+    if seat.world > 1:
+        name = f"{seat.run_id}-g{seat.generation}-plans"
+        if seat.rank == 0:
+            wire = PlanWriter(name, seat.world - 1)
+        else:
+            wire = PlanReader(name, seat.rank - 1)
+    return Engine(assembly, wire)
+
+
+def _sequence(index: int, request: GenerationRequest, accepted_ns: int) -> Running:
+    params = request.params
+    return Running(
+        index=index,
+        prompt_token_ids=tuple(request.prompt_token_ids),
+        max_tokens=params.max_tokens,
+        stop_token_ids=frozenset(() if params.ignore_eos else params.stop_token_ids),
+        accepted_ns=accepted_ns,
+    )
+
+
+def _record(sequence: Running, params: SamplingParams) -> SequenceRecord:
+    return SequenceRecord(
+        row=sequence.row,
+        prompt_token_ids=sequence.prompt_token_ids,
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        min_p=params.min_p,
+        seed=params.seed if params.seed is not None else sequence.index,
+    )
+
+

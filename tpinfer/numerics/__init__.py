@@ -1,0 +1,1 @@
+"""Number formats as torch sees them."""

@@ -1,0 +1,1 @@
+"""Which sequences run in a step and which KV blocks they own."""

@@ -1,0 +1,1 @@
+"""What crosses from rank 0 to every rank."""

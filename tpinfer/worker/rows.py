@@ -1,0 +1,146 @@
+"""The sequences a rank holds, one per row, and how a `StepPlan` becomes the tensors of a step.
+
+A rank keeps each row's tokens and block table itself; the plan brings only what is new.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from tpinfer.attention.interface import SequenceSpan
+from tpinfer.attention.paged_kv import BlockTable, KeyRange, key_range
+from tpinfer.costs.ops import StepAggregates, aggregate
+from tpinfer.layers.step_inputs import SamplingRow, StepInputs
+from tpinfer.steps.plan import SequenceRecord, StepPlan
+
+
+@dataclass(slots=True)
+class Row:
+    """One live sequence."""
+
+    record: SequenceRecord
+    token_ids: list[int]
+    """Prompt and what was generated so far."""
+    num_computed: int = 0
+    """Tokens whose keys and values are in the cache."""
+    table: BlockTable = field(default_factory=lambda: BlockTable([]))
+
+
+@dataclass(frozen=True, slots=True)
+class RotaryTable:
+    """cos and sin of every position, each [positions, D]; see `layers.rotary`."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+
+class RowStore:
+    """Rows by number, and the inputs of the next step made from them."""
+
+    def __init__(
+        self,
+        block_size: int,
+        window: int | None,
+        all_layers_slide: bool,
+        rotary: RotaryTable,
+        device: torch.device,
+    ) -> None:
+        self.rows: dict[int, Row] = {}
+        self._block_size = block_size
+        self._window = window
+        self._all_layers_slide = all_layers_slide
+        self._rotary = rotary
+        self._device = device
+
+    def admit(self, record: SequenceRecord) -> None:
+        """Open a row for a new sequence."""
+        self.rows[record.row] = Row(record, list(record.prompt_token_ids))
+
+    def release(self, rows: tuple[int, ...]) -> None:
+        """Forget rows whose sequence has ended."""
+        for row in rows:
+            self.rows.pop(row, None)
+
+    def build(self, plan: StepPlan) -> tuple[StepInputs, StepAggregates]:
+        """The tensors of `plan`'s step and the sums its costs depend on. Changes block tables, not tokens."""
+        tokens: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        logit_rows: list[int] = []
+        spans: list[SequenceSpan] = []
+        sampling: list[SamplingRow] = []
+        for part in plan.rows:
+            row = self.rows[part.row]
+            row.table.drop(part.num_dropped_blocks)
+            row.table.append(part.new_blocks)
+            start, stop = row.num_computed, row.num_computed + part.num_tokens
+            spans.append(self._span(row, len(tokens), start, stop))
+            tokens += row.token_ids[start:stop]
+            positions += range(start, stop)
+            slots += row.table.slots(start, stop, self._block_size)
+            if part.samples:
+                logit_rows.append(len(tokens) - 1)
+                sampling.append(_sampling(row.record, stop))
+        return self._inputs(tokens, positions, slots, spans, logit_rows, sampling), aggregate(
+            [span.num_tokens for span in spans],
+            [span.context_len for span in spans],
+            len(logit_rows),
+            self._window,
+        )
+
+    def commit(self, plan: StepPlan, sampled: list[int]) -> None:
+        """Record that `plan` ran and what its sampling rows drew, in plan order."""
+        drawn = iter(sampled)
+        for part in plan.rows:
+            row = self.rows[part.row]
+            row.num_computed += part.num_tokens
+            if part.samples:
+                row.token_ids.append(next(drawn))
+
+    def _inputs(
+        self,
+        tokens: list[int],
+        positions: list[int],
+        slots: list[int],
+        spans: list[SequenceSpan],
+        logit_rows: list[int],
+        sampling: list[SamplingRow],
+    ) -> StepInputs:
+        # One transfer carries the three columns.
+        packed = torch.tensor((tokens, positions, slots), dtype=torch.int64, device=self._device)
+        token_ids, where, slot_ids = packed.unbind(0)
+        return StepInputs(
+            token_ids=token_ids,
+            positions=where,
+            slots=slot_ids,
+            cos=self._rotary.cos.index_select(0, where).unsqueeze(1),
+            sin=self._rotary.sin.index_select(0, where).unsqueeze(1),
+            spans=spans,
+            logit_rows=torch.tensor(logit_rows, dtype=torch.int64, device=self._device),
+            sampling=sampling,
+            all_greedy=all(row.temperature == 0 for row in sampling),
+        )
+
+    def _span(self, row: Row, first_token: int, start: int, stop: int) -> SequenceSpan:
+        window_keys = None
+        if self._window is not None:
+            window_keys = self._keys(row, max(0, start - self._window + 1), stop)
+        keys = window_keys if window_keys and self._all_layers_slide else self._keys(row, 0, stop)
+        return SequenceSpan(first_token, stop - start, stop, keys, window_keys)
+
+    def _keys(self, row: Row, start: int, stop: int) -> KeyRange:
+        return key_range(row.table, start, stop, self._block_size, self._device)
+
+
+def _sampling(record: SequenceRecord, position: int) -> SamplingRow:
+    return SamplingRow(
+        temperature=record.temperature,
+        top_k=record.top_k,
+        top_p=record.top_p,
+        min_p=record.min_p,
+        seed=record.seed,
+        index=record.index,
+        position=position,
+    )
+
+

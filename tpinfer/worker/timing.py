@@ -1,0 +1,79 @@
+"""When each op of a step ran, on the host's monotonic clock in ns, without a profiler.
+
+CPU ranks read the clock after every op. GPU ranks record an event after every op and read them once the step's
+tokens are on the host: the step needs that wait anyway. `time.perf_counter_ns` is CLOCK_MONOTONIC on Linux, which
+all ranks of a host share.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter_ns
+
+import torch
+
+from tpinfer.layers.step_inputs import Activations, Op, StepInputs
+
+
+@dataclass(frozen=True, slots=True)
+class OpTimes:
+    """Times of one step's ops, in program order."""
+
+    start_ns: int
+    """When the first op could start."""
+    ends_ns: list[int]
+    starts_ns: list[int] | None
+    """None where the ops tile the time: each starts when the one before ends."""
+
+
+def run_timed(program: Sequence[Op], acts: Activations, step: StepInputs) -> OpTimes:
+    """Run the program on the CPU, reading the clock after every op (about 60 ns each)."""
+    ends: list[int] = []
+    mark = ends.append
+    start = perf_counter_ns()
+    for op in program:
+        op.call(acts, step)
+        mark(perf_counter_ns())
+    return OpTimes(start, ends, None)
+
+
+class DeviceRun:
+    """One step on a GPU: issue it, read its tokens, then resolve its times."""
+
+    def __init__(self, num_ops: int) -> None:
+        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(num_ops + 1)]
+        self._issued_ns: list[int] = []
+        self._start_ns = 0
+
+    def issue(self, program: Sequence[Op], acts: Activations, step: StepInputs) -> None:
+        """Launch every op with an event behind it. The device is idle at the start: the plain loop reads each
+        step's tokens before it plans the next."""
+        self._issued_ns.clear()
+        self._events[0].record()
+        self._start_ns = perf_counter_ns()
+        for op, event in zip(program, self._events[1:], strict=True):
+            self._issued_ns.append(perf_counter_ns())
+            op.call(acts, step)
+            event.record()
+
+    def resolve(self) -> OpTimes:
+        """Op times after the step's tokens were read, which is when all events have passed."""
+        first = self._events[0]
+        elapsed_ns = [int(first.elapsed_time(event) * 1e6) for event in self._events[1:]]
+        return place_on_host_clock(self._start_ns, self._issued_ns, elapsed_ns)
+
+
+def place_on_host_clock(
+    start_ns: int, issued_ns: Sequence[int], elapsed_ns: Sequence[int]
+) -> OpTimes:
+    """Device end times (ns since the step's first event) and host issue times as one axis.
+
+    An op cannot start before the host issued it nor before its predecessor ended; what lies between the two is
+    time in which the device waited for the host.
+    """
+    starts, ends, last = [], [], start_ns
+    for issued, elapsed in zip(issued_ns, elapsed_ns, strict=True):
+        end = max(start_ns + elapsed, last)
+        starts.append(min(max(last, issued), end))
+        ends.append(end)
+        last = end
+    return OpTimes(start_ns, ends, starts)

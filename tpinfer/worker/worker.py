@@ -1,0 +1,72 @@
+"""One rank at work: takes records and plans, runs the program, keeps what it measured.
+
+It knows neither how it was started nor how plans reach it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter_ns
+
+import torch
+
+from tpinfer.collectives.group import Group
+from tpinfer.costs.ledger import CostLedger
+from tpinfer.costs.step_record import HostSpan, StepRecord
+from tpinfer.layers.step_inputs import Activations, Op
+from tpinfer.steps.plan import SequenceRecord, StepPlan
+from tpinfer.worker.rows import RowStore
+from tpinfer.worker.timing import DeviceRun, OpTimes, run_timed
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerParts:
+    """What `assemble` made for one rank."""
+
+    program: Sequence[Op]
+    rows: RowStore
+    group: Group
+    ledger: CostLedger
+    device: torch.device
+
+
+class Worker:
+    """Runs steps and records when each op ran."""
+
+    def __init__(self, parts: WorkerParts) -> None:
+        self.program = parts.program
+        self.rows = parts.rows
+        self.group = parts.group
+        self.ledger = parts.ledger
+        self.device = parts.device
+        self.records: list[StepRecord] = []
+        self.spans: list[HostSpan] = []
+        self._device_run = DeviceRun(len(parts.program)) if parts.device.type == "cuda" else None
+
+    def admit(self, record: SequenceRecord) -> None:
+        """Open a row for a sequence."""
+        self.rows.admit(record)
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan) -> list[int]:
+        """Run one step; returns the sampled tokens in plan order."""
+        began = perf_counter_ns()
+        self.rows.release(plan.released_rows)
+        inputs, aggregates = self.rows.build(plan)
+        acts = Activations()
+        if self._device_run is None:
+            times = run_timed(self.program, acts, inputs)
+            tokens = acts.tokens.tolist()
+        else:
+            self._device_run.issue(self.program, acts, inputs)
+            tokens = acts.tokens.tolist()
+            times = self._device_run.resolve()
+        self.rows.commit(plan, tokens)
+        self.spans.append(HostSpan("prepare", began, times.start_ns))
+        self.records.append(_record(plan, aggregates, times, perf_counter_ns(), began))
+        return tokens
+
+    def take_measurements(self) -> tuple[list[StepRecord], list[HostSpan]]:
+        """What was recorded since the last call; recording goes on."""
+        taken = self.records, self.spans
+        self.records, self.spans = [], []
+        return taken
