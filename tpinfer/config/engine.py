@@ -15,7 +15,7 @@ COMPUTE_DTYPES = (DType.FLOAT32, DType.BFLOAT16, DType.FLOAT16)
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Settings of one run, the same on every rank. Raises ConfigError for a value that cannot work."""
+    """Settings of one run, the same on every rank. Raises ConfigError for what cannot work."""
 
     model_dir: Path
     """Directory of a checkpoint in Hugging Face's layout."""
@@ -26,7 +26,7 @@ class EngineConfig:
     load_format: LoadFormat = "auto"
     """`random` makes weights from the seed instead of reading any."""
     max_model_len: int | None = None
-    """Longest sequence in tokens; None takes the checkpoint's limit as far as the KV cache allows."""
+    """Longest sequence in tokens; None takes the checkpoint's limit as far as KV memory allows."""
     memory_utilization: float = 0.9
     """Share of the memory free at start that weights, activations and KV may take together."""
     kv_bytes: int | None = None
@@ -74,8 +74,8 @@ class EngineConfig:
             raise ConfigError(f"wait_timeout_s={self.wait_timeout_s} must be above 0 seconds")
         if self.num_layers_override is not None and self.load_format != "random":
             raise ConfigError(
-                f"num_layers_override={self.num_layers_override} leaves out layers of a real checkpoint; "
-                "use it with load_format=random"
+                f"num_layers_override={self.num_layers_override} leaves out layers of a real "
+                "checkpoint; use it with load_format=random"
             )
 
     def _require_known(self, name: str, allowed: tuple[str, ...]) -> None:

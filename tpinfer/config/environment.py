@@ -1,7 +1,7 @@
 """The only reader of the process environment. Everything else gets these records as arguments.
 
-Ranks are recognised by what started them: tpinfer's own launcher, torchrun, Open MPI or another mpirun,
-or a Slurm step. A process that none of them started has no `rank`.
+Ranks are recognised by what started them: tpinfer's own launcher, torchrun, Open MPI or another
+mpirun, or a Slurm step. A process that none of them started has no `rank`.
 """
 
 import os
@@ -28,7 +28,7 @@ class RankEnvironment:
     local_world: int
     """Ranks on this host."""
     job_id: str
-    """The launcher's own name for the run, the same on all ranks; not unique in time. May be empty."""
+    """The launcher's name for the run, the same on all ranks; not unique in time, may be empty."""
     restart_count: int = 0
     """How often an elastic launcher has started this group again."""
     master_addr: str | None = None
@@ -40,8 +40,8 @@ class RankEnvironment:
         for name, index, count in pairs:
             if not 0 <= index < count:
                 raise ConfigError(
-                    f"{self.launcher} says {name} {index} of {count}; unset variables left over from "
-                    "another launcher"
+                    f"{self.launcher} says {name} {index} of {count}; unset variables left over "
+                    "from another launcher"
                 )
 
 
@@ -62,19 +62,20 @@ class Environment:
     omp_num_threads: int | None
     """OMP_NUM_THREADS."""
     test_worker: str | None
-    """Name of the pytest-xdist worker, such as `gw0`; keeps parallel tests' ports and segments apart."""
+    """Name of the pytest-xdist worker, such as `gw0`; keeps parallel tests' files apart."""
     visible_gpus: tuple[str, ...] | None
     """CUDA_VISIBLE_DEVICES: indices or UUIDs; None where it is unset."""
 
 
 def read_environment(environ: Mapping[str, str] | None = None) -> Environment:
-    """Read `environ`, by default this process's. Raises ConfigError naming the variable and its value."""
+    """Read `environ`, by default this process's. Raises ConfigError naming the variable."""
     found = os.environ if environ is None else environ
     home = Path(found.get("HOME") or Path.home())
     cache = Path(found.get("XDG_CACHE_HOME") or home / ".cache")
     hub = found.get("HF_HUB_CACHE") or found.get("HUGGINGFACE_HUB_CACHE")
     hf_home = Path(found.get("HF_HOME") or cache / "huggingface")
     gpus = found.get("CUDA_VISIBLE_DEVICES")
+    listed = [name.strip() for name in (gpus or "").split(",")]
     return Environment(
         rank=_rank(found),
         rendezvous=_path(found, "TPINFER_RENDEZVOUS"),
@@ -83,7 +84,7 @@ def read_environment(environ: Mapping[str, str] | None = None) -> Environment:
         user_cache=cache.expanduser() / "tpinfer",
         omp_num_threads=_optional_count(found, "OMP_NUM_THREADS"),
         test_worker=found.get("PYTEST_XDIST_WORKER") or None,
-        visible_gpus=None if gpus is None else tuple(g.strip() for g in gpus.split(",") if g.strip()),
+        visible_gpus=None if gpus is None else tuple(filter(None, listed)),
     )
 
 
@@ -93,7 +94,7 @@ def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 
 def export_variables(values: Mapping[str, str]) -> None:
-    """Set variables of this process, for native libraries that read their settings from nowhere else."""
+    """Set variables of this process, for native libraries that read settings from nowhere else."""
     os.environ.update(values)
 
 
@@ -102,7 +103,9 @@ def _rank(found: Mapping[str, str]) -> RankEnvironment | None:
         return _torchrun_rank(found)
     if "OMPI_COMM_WORLD_RANK" in found:
         job = found.get("PMIX_NAMESPACE") or found.get("OMPI_MCA_ess_base_jobid") or ""
-        return _mpi_rank(found, job, "OMPI_COMM_WORLD_", ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"))
+        return _mpi_rank(
+            found, job, "OMPI_COMM_WORLD_", ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
+        )
     if "RANK" in found and "WORLD_SIZE" in found:
         return _torchrun_rank(found)
     if "SLURM_PROCID" in found and _integer(found, "SLURM_STEP_NUM_TASKS", 1) > 1:
@@ -137,7 +140,7 @@ def _mpi_rank(
 
 
 def _slurm_rank(found: Mapping[str, str]) -> RankEnvironment:
-    """A task of an `srun` step. A batch script itself has SLURM_PROCID too, but no step of several tasks."""
+    """A task of an `srun` step; a batch script has SLURM_PROCID too, but no several tasks."""
     world = _integer(found, "SLURM_STEP_NUM_TASKS")
     per_node = _tasks_per_node(found.get("SLURM_STEP_TASKS_PER_NODE") or str(world))
     node = _integer(found, "SLURM_NODEID", 0)
@@ -163,7 +166,7 @@ def _tasks_per_node(text: str) -> list[int]:
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
         if match is None:
-            raise ConfigError(f"SLURM_STEP_TASKS_PER_NODE={text!r} cannot be read; expected like 2(x3),1")
+            raise ConfigError(f"SLURM_STEP_TASKS_PER_NODE={text!r} is not of the form 2(x3),1")
         counts += [int(match[1])] * int(match[2] or 1)
     return counts
 
@@ -173,15 +176,17 @@ def _integer(found: Mapping[str, str], name: str, default: int | None = None) ->
     if text is None and default is not None:
         return default
     if text is None:
-        raise ConfigError(f"{name} is not set though other variables of its launcher are; set all or none")
+        raise ConfigError(f"{name} is not set though others of its launcher are; set all or none")
     try:
         return int(text)
     except ValueError:
-        raise ConfigError(f"{name}={text!r} is not a whole number; let the launcher set it") from None
+        raise ConfigError(
+            f"{name}={text!r} is not a whole number; let the launcher set it"
+        ) from None
 
 
 def _optional_count(found: Mapping[str, str], name: str) -> int | None:
-    """A thread count; OpenMP also allows a list, one per nesting level, of which the first counts."""
+    """A thread count; of OpenMP's list, one per nesting level, the first counts."""
     text = found.get(name, "").split(",")[0].strip()
     return int(text) if text.isdigit() and int(text) > 0 else None
 

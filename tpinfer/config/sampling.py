@@ -1,4 +1,4 @@
-"""How one request picks its tokens and when it ends. Checked at construction; knows nothing of logits."""
+"""How one request picks its tokens and when it ends. Checked at construction; no logits here."""
 
 from dataclasses import dataclass
 from math import isfinite
@@ -31,8 +31,10 @@ class SamplingParams:
         temperature, top_p, min_p = self.temperature, self.top_p, self.min_p
         for name in ("top_k", "max_tokens", "seed"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | None if name == "seed" else int):
-                raise ConfigError(f"{name}={value!r} is not a whole number; give one without a point")
+            if name == "seed" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ConfigError(f"{name}={value!r} is not a whole number; give one such as 40")
         for name in ("temperature", "top_p", "min_p"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float):

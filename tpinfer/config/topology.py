@@ -1,6 +1,6 @@
-"""What a machine can do: hosts, devices, links, ceilings, placement. `config.topology_reader` reads the files.
+"""What a machine can do: hosts, devices, links, ceilings, placement. `topology_reader` reads files.
 
-Rates are in one direction, per device. Ceilings belong to one rank's slice of the machine, not to the card.
+Rates are in one direction, per device. Ceilings belong to one rank's slice, not to the card.
 """
 
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ class Ceilings:
     collective_bytes_per_s: float
     """Bus bandwidth of a large all-reduce."""
     origin: str
-    """Where the numbers come from: `measured at start-up`, `topology cpu-laptop.yaml`, `catalogue`."""
+    """Where the numbers come from: `measured at start-up`, `topology cpu-laptop.yaml`."""
 
     def memory_level(self, working_set_bytes: int) -> MemoryLevel:
         """The smallest level that `working_set_bytes` fits, else the last."""

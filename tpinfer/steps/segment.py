@@ -1,11 +1,13 @@
-"""A mapped piece of /dev/shm with 64-bit words and a ring of bytes, and the way to wait for a word to change.
+"""A mapped piece of /dev/shm with 64-bit words and a ring of bytes, and the way to wait for a word
+to change.
 
-Names say who made a segment (`tpinfer-<pid>-<name>`), so that a later run can sweep what a killed one left.
-Does not know what the words mean; see `steps.wire`.
+Names say who made a segment (`tpinfer-<pid>-<name>`), so that a later run can sweep what a killed
+one left. Does not know what the words mean; see `steps.wire`.
 
-Memory order: words are aligned, loaded and stored whole. x86 keeps stores in order and loads in order (total store
-order), so whoever sees a new counter sees what was written before it. Other machines promise less: there every
-look at a counter is taken under a file lock (`flock`), which orders memory as any lock does and costs a few us.
+Memory order: words are aligned, loaded and stored whole. x86 keeps stores in order and loads in
+order (total store order), so whoever sees a new counter sees what was written before it. Other
+machines promise less: there every look at a counter is taken under a file lock (`flock`), which
+orders memory as any lock does and costs a few us.
 """
 
 import fcntl
@@ -59,7 +61,9 @@ class Segment:
         self._lock = None if ordered else os.dup(descriptor)
 
     @classmethod
-    def create(cls, path: Path, ring_start: int, ring_bytes: int, words: Mapping[int, int]) -> "Segment":
+    def create(
+        cls, path: Path, ring_start: int, ring_bytes: int, words: Mapping[int, int]
+    ) -> "Segment":
         """Make the file, set the given words, and only then let it appear under `path`.
 
         Raises OSError when /dev/shm is full or the name is taken.
@@ -97,7 +101,9 @@ class Segment:
         fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def copy_in(self, position: int, payload: bytes | memoryview) -> None:
-        """Write `payload` at byte `position` (a growing counter), around the end of the ring if need be."""
+        """Write `payload` at byte `position` (a growing counter), around the end of the ring if
+        need be.
+        """
         start, size = position % len(self.ring), len(payload)
         first = min(size, len(self.ring) - start)
         self.ring[start : start + first] = payload[:first]
@@ -122,7 +128,9 @@ class Segment:
 
 
 class Idler:
-    """How to wait for another process: spin while an answer is near, then yield the core, then sleep."""
+    """How to wait for another process: spin while an answer is near, then yield the core, then
+    sleep.
+    """
 
     def __init__(
         self,
@@ -131,7 +139,9 @@ class Idler:
         check_alive: Callable[[], None],
         poll: Callable[[], None] | None = None,
     ) -> None:
-        """`check_alive` runs every 50 ms and `poll` every ms of waiting; either may raise to end it."""
+        """`check_alive` runs every 50 ms and `poll` every ms of waiting; either may raise to end
+        it.
+        """
         self._what = what
         self._timeout_ns = None if timeout_s is None else int(timeout_s * 1e9)
         self._check_alive = check_alive

@@ -1,15 +1,18 @@
-"""One writer, many readers: framed bytes from rank 0 to every rank of a host, through shared memory.
+"""One writer, many readers: framed bytes from rank 0 to every rank of a host, through shared
+memory.
 
-A segment holds a header, one slot per reader and a ring of bytes. The writer copies a frame into the ring and then
-moves `head`; every reader copies it out and then moves its own `tail`. Both count bytes and only grow, so full and
-empty cannot be confused. The slots also carry each rank's `(generation, step, error)` back to the writer.
+A segment holds a header, one slot per reader and a ring of bytes. The writer copies a frame into
+the ring and then moves `head`; every reader copies it out and then moves its own `tail`. Both count
+bytes and only grow, so full and empty cannot be confused. The slots also carry each rank's
+`(generation, step, error)` back to the writer.
 
 Does not serialise (see `steps.plan`), does not cross hosts, does not start or stop processes.
 
     header  0 magic, 1 ring bytes, 2 readers, 3 writer's pid, 4 its start, 5 closed, 16 head
     slot    0 pid, 1 start, 2 attached, 3 generation, 4 step, 5 error, 6 message bytes, 7..30 message, 32 tail
 
-in 64-bit words. `head` and each `tail` have 128 bytes to themselves: two sides never write the same cache line.
+in 64-bit words. `head` and each `tail` have 128 bytes to themselves: two sides never write the same
+cache line.
 """
 
 import os
@@ -67,12 +70,15 @@ class PlanWriter:
         capacity_bytes: int = 1 << 20,
         timeout_s: float | None = 300.0,
     ) -> None:
-        """`name` is `<run id>-<what>`, unique on the host; `timeout_s` bounds the wait for slow readers.
+        """`name` is `<run id>-<what>`, unique on the host; `timeout_s` bounds the wait for slow
+        readers.
 
         Raises ValueError for no readers or a ring under 64 bytes, OSError when /dev/shm is full.
         """
         if num_readers < 1:
-            raise ValueError(f"num_readers={num_readers} must be at least 1; a lone rank needs no wire")
+            raise ValueError(
+                f"num_readers={num_readers} must be at least 1; a lone rank needs no wire"
+            )
         if capacity_bytes < 64:
             raise ValueError(f"capacity_bytes={capacity_bytes} must be at least 64")
         self.num_readers = num_readers
@@ -100,8 +106,8 @@ class PlanWriter:
     def send(self, payload: bytes) -> None:
         """Append one frame; waits while the slowest reader leaves no room.
 
-        A payload beyond half the ring goes in parts, which the reader joins. Raises RankError when a reader has
-        failed while the ring is full, or the time-out passes.
+        A payload beyond half the ring goes in parts, which the reader joins. Raises RankError when
+        a reader has failed while the ring is full, or the time-out passes.
         """
         largest = self._ring_bytes // 2 - _FRAME_HEADER_BYTES
         if len(payload) <= largest:
@@ -126,7 +132,9 @@ class PlanWriter:
 
     def _wait_for_room(self, end: int) -> None:
         segment = self._mapped()
-        idler = Idler("waiting for a rank to read its step plans", self._timeout_s, self._check_readers)
+        idler = Idler(
+            "waiting for a rank to read its step plans", self._timeout_s, self._check_readers
+        )
         while True:
             tails = [segment.load(_slot(i) + _TAIL) for i in range(self.num_readers)]
             self._free_until = min(tails) + self._ring_bytes
@@ -138,7 +146,9 @@ class PlanWriter:
         failures = self.failed_readers(check_processes=True)
         if failures:
             first = failures[0]
-            raise RankError(f"rank behind slot {first.index} (process {first.pid}) failed: {first.message}")
+            raise RankError(
+                f"rank behind slot {first.index} (process {first.pid}) failed: {first.message}"
+            )
 
     def all_attached(self) -> bool:
         """Whether every reader has opened the segment."""
@@ -146,7 +156,9 @@ class PlanWriter:
         return all(words[_slot(i) + _ATTACHED] for i in range(self.num_readers))
 
     def wait_attached(self, timeout_s: float) -> None:
-        """Block until every reader has opened the segment, then unlink its name. Raises RankError on time-out."""
+        """Block until every reader has opened the segment, then unlink its name. Raises RankError
+        on time-out.
+        """
         what = f"waiting for {self.num_readers} rank(s) to open the step-plan segment"
         idler = Idler(what, timeout_s, self._check_readers)
         while not self.all_attached():
@@ -156,8 +168,8 @@ class PlanWriter:
     def failed_readers(self, check_processes: bool | None = None) -> list[ReaderFailure]:
         """Readers that called `fail`, and readers whose process has ended, in slot order.
 
-        Cheap enough for every step: error words are always read; processes are looked up at most every 100 ms
-        unless `check_processes` says otherwise.
+        Cheap enough for every step: error words are always read; processes are looked up at most
+        every 100 ms unless `check_processes` says otherwise.
         """
         segment, now_ns = self._mapped(), time.monotonic_ns()
         if check_processes is None:
@@ -214,7 +226,9 @@ class PlanReader:
         if not 0 <= index < num_readers:
             raise ValueError(f"index={index} must be in 0..{num_readers - 1}, one slot per reader")
         if words[self._slot + _ATTACHED]:
-            raise ValueError(f"slot {index} of {name} is taken by process {words[self._slot + _PID]}")
+            raise ValueError(
+                f"slot {index} of {name} is taken by process {words[self._slot + _PID]}"
+            )
         self._tail = self._head = 0
         self._writer = (words[_WRITER_PID], words[_WRITER_START])
         pid = os.getpid()
@@ -234,8 +248,8 @@ class PlanReader:
     ) -> bytes:
         """The next frame, in order. `poll` runs every ms of waiting and may raise.
 
-        Raises RankError on time-out, when the writer has closed the wire and all was read, or when its process
-        is gone.
+        Raises RankError on time-out, when the writer has closed the wire and all was read, or when
+        its process is gone.
         """
         if self._head == self._tail:
             self._wait_for_frame(timeout_s, poll)
@@ -266,7 +280,8 @@ class PlanReader:
             self._head = segment.load(_HEAD)
             if self._head != tail:
                 return
-            # Closed is looked at first and the head once more after it: the last frame precedes the close.
+            # Closed is looked at first and the head once more after it: the last frame precedes the
+            # close.
             if segment.load(_CLOSED) and segment.load(_HEAD) == tail:
                 raise RankError("rank 0 closed the step-plan wire; its own error says why")
             idler.pause()
@@ -282,7 +297,9 @@ class PlanReader:
         words[self._slot + _STEP] = step
 
     def fail(self, message: str, code: int = 2) -> None:
-        """Tell the writer that this rank cannot go on. `code` must not be 0; the message is cut to 192 bytes."""
+        """Tell the writer that this rank cannot go on. `code` must not be 0; the message is cut to
+        192 bytes.
+        """
         if code <= 0:
             raise ValueError(f"code={code} must be positive; 0 means no error")
         segment = self._mapped()

@@ -10,7 +10,7 @@ from time import perf_counter_ns
 import torch
 
 from tpinfer.collectives.group import Group
-from tpinfer.costs.ledger import CostLedger
+from tpinfer.costs.ops import StepAggregates
 from tpinfer.costs.step_record import HostSpan, StepRecord
 from tpinfer.layers.step_inputs import Activations, Op
 from tpinfer.steps.plan import SequenceRecord, StepPlan
@@ -25,7 +25,6 @@ class WorkerParts:
     program: Sequence[Op]
     rows: RowStore
     group: Group
-    ledger: CostLedger
     device: torch.device
 
 
@@ -36,7 +35,6 @@ class Worker:
         self.program = parts.program
         self.rows = parts.rows
         self.group = parts.group
-        self.ledger = parts.ledger
         self.device = parts.device
         self.records: list[StepRecord] = []
         self.spans: list[HostSpan] = []
@@ -70,3 +68,26 @@ class Worker:
         taken = self.records, self.spans
         self.records, self.spans = [], []
         return taken
+
+
+def _record(
+    plan: StepPlan, aggregates: StepAggregates, times: OpTimes, end_ns: int, start_ns: int
+) -> StepRecord:
+    return StepRecord(
+        step_id=plan.step_id,
+        kind=_phase(plan),
+        aggregates=aggregates,
+        start_ns=start_ns,
+        end_ns=end_ns,
+        ops_start_ns=times.start_ns,
+        op_ends_ns=times.ends_ns,
+        op_starts_ns=times.starts_ns,
+    )
+
+
+def _phase(plan: StepPlan) -> str:
+    """A row that feeds several tokens, or draws none, is still in its prompt."""
+    prompts = sum(part.num_tokens > 1 or not part.samples for part in plan.rows)
+    if not prompts:
+        return "decode"
+    return "prefill" if prompts == len(plan.rows) else "mixed"
