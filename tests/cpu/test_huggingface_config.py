@@ -1,4 +1,4 @@
-"""`parse_model_spec` reads what transformers writes, and takes it to mean what transformers does."""
+"""`parse_model_spec` reads what transformers writes, and means by it what transformers does."""
 
 import json
 from copy import deepcopy

@@ -103,14 +103,14 @@ def _prepare_fork(start: StartMethod, preload: Sequence[str], shared: Mapping[st
     is_safe = preload_modules(preload)
     if not is_safe and start == "fork":
         raise ConfigError(
-            f"start=fork needs a process with one thread and this one has {num_threads()} after importing "
-            f"{', '.join(preload) or 'nothing'}; use start=processes"
+            f"start=fork needs a process with one thread and this one has {num_threads()} after "
+            f"importing {', '.join(preload) or 'nothing'}; use start=processes"
         )
     return is_safe
 
 
 def _free_port() -> int:
-    """A loopback port nobody listens on. Nothing of ours does; programs that expect torchrun may."""
+    """A loopback port nobody listens on: ours never do, programs written for torchrun may."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Whether a process on this host still runs, read from /proc. Does not signal or wait for anything."""
+"""Whether a process on this host still runs, read from /proc. Does not signal or wait."""
 
 from pathlib import Path
 

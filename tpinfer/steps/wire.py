@@ -9,7 +9,8 @@ bytes and only grow, so full and empty cannot be confused. The slots also carry 
 Does not serialise (see `steps.plan`), does not cross hosts, does not start or stop processes.
 
     header  0 magic, 1 ring bytes, 2 readers, 3 writer's pid, 4 its start, 5 closed, 16 head
-    slot    0 pid, 1 start, 2 attached, 3 generation, 4 step, 5 error, 6 message bytes, 7..30 message, 32 tail
+    slot    0 pid, 1 start, 2 attached, 3 generation, 4 step, 5 error, 6 message bytes,
+            7..30 message, 32 tail
 
 in 64-bit words. `head` and each `tail` have 128 bytes to themselves: two sides never write the same
 cache line.

@@ -1,0 +1,196 @@
+"""YAML read strictly: every value knows its file and line, unknown and repeated keys are errors.
+
+Scalars stay text until somebody asks for a type, so `0..7`, `no` or `1e3` never turn into something else.
+"""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from tpinfer.config import units
+from tpinfer.config.errors import ConfigError, TopologyError
+
+_RANGE = re.compile(r"(?P<stem>.*?)(?P<first>\d+)\.\.(?P=stem)?(?P<last>\d+)")
+_MOST_IDS = 65536
+
+
+class Entry:
+    """One value of a YAML file. The getters raise TopologyError naming file, line, key and remedy."""
+
+    def __init__(self, node: yaml.Node, file: str, path: str) -> None:
+        self._node = node
+        self._file = file
+        self.path = path
+
+    def error(self, message: str) -> TopologyError:
+        """An error at this value's place."""
+        return TopologyError(f"{self._file}, line {self._line}: {self.path or 'the file'} {message}")
+
+    def text(self) -> str:
+        """A scalar as written."""
+        if not isinstance(self._node, yaml.ScalarNode) or not self._node.value:
+            raise self.error("must be a single value")
+        return self._node.value
+
+    def choice(self, *allowed: str) -> str:
+        """One of `allowed`."""
+        if (text := self.text()) not in allowed:
+            raise self.error(f"is {text!r}; use one of {', '.join(allowed)}")
+        return text
+
+    def count(self, least: int = 1) -> int:
+        """A bare whole number."""
+        text = self.text()
+        if not re.fullmatch(r"\d+", text) or int(text) < least:
+            raise self.error(f"is {text!r}; it must be a whole number of {least} or more")
+        return int(text)
+
+    def ratio(self) -> float:
+        """A bare number above 0."""
+        text = self.text()
+        try:
+            value = float(text)
+        except ValueError:
+            value = 0.0
+        if not 0 < value < float("inf"):
+            raise self.error(f"is {text!r}; it must be a number above 0 without a unit")
+        return value
+
+    def flag(self) -> bool:
+        """true or false."""
+        return self.choice("true", "false") == "true"
+
+    def size(self) -> int:
+        """Bytes."""
+        return round(self._quantity(units.parse_size))
+
+    def rate(self) -> float:
+        """Bytes per second in one direction."""
+        return self._quantity(units.parse_rate)
+
+    def flops(self) -> float:
+        """Operations per second."""
+        return self._quantity(units.parse_flops)
+
+    def time(self) -> float:
+        """Seconds."""
+        return self._quantity(units.parse_time)
+
+    def price(self) -> float:
+        """US dollars per hour."""
+        return self._quantity(units.parse_price)
+
+    def ids(self) -> tuple[str, ...]:
+        """Ids as text: one, a range such as `0..7` or `h0..h3`, or a list of these."""
+        if isinstance(self._node, yaml.SequenceNode):
+            found = tuple(i for entry in self.sequence() for i in entry.ids())
+        else:
+            found = self._expand()
+        if len(set(found)) != len(found):
+            raise self.error("names an id twice; list each once")
+        return found
+
+    def sequence(self) -> list["Entry"]:
+        """The items of a list."""
+        if not isinstance(self._node, yaml.SequenceNode):
+            raise self.error("must be a list")
+        nodes = self._node.value
+        return [Entry(node, self._file, f"{self.path}[{i}]") for i, node in enumerate(nodes)]
+
+    @property
+    def is_sequence(self) -> bool:
+        """Whether this is a list."""
+        return isinstance(self._node, yaml.SequenceNode)
+
+    def pairs(self) -> list[tuple["Entry", "Entry"]]:
+        """(key, value) of a mapping with free keys, in order."""
+        if not isinstance(self._node, yaml.MappingNode):
+            raise self.error("must be a mapping in braces or indented `key: value` lines")
+        prefix = f"{self.path}." if self.path else ""
+        found: dict[str, tuple[Entry, Entry]] = {}
+        for key_node, node in self._node.value:
+            name = key_node.value if isinstance(key_node, yaml.ScalarNode) else "?"
+            key = Entry(key_node, self._file, f"{prefix}{name}")
+            if key.text() in found:
+                raise key.error("is given twice; keep one")
+            found[name] = (key, Entry(node, self._file, f"{prefix}{name}"))
+        return list(found.values())
+
+    def fields(self, *known: str) -> "Fields":
+        """A mapping whose keys are all among `known`."""
+        values = {}
+        for key, value in self.pairs():
+            if (name := key.text()) not in known:
+                raise key.error(f"is not a known key; known here are {', '.join(known)}")
+            values[name] = value
+        return Fields(self, values)
+
+    @property
+    def _line(self) -> int:
+        return self._node.start_mark.line + 1
+
+    def _quantity(self, parse) -> float:
+        try:
+            return parse(self.text())
+        except TopologyError:
+            raise
+        except ConfigError as error:
+            raise self.error(f"is {error}") from None
+
+    def _expand(self) -> tuple[str, ...]:
+        text = self.text()
+        if ".." not in text:
+            return (text,)
+        match = _RANGE.fullmatch(text)
+        if match is None or int(match["first"]) > int(match["last"]):
+            raise self.error(f"is {text!r}; write a rising range like 0..7 or h0..h3")
+        first, last = int(match["first"]), int(match["last"])
+        if last - first >= _MOST_IDS:
+            raise self.error(f"is {text!r}, more than {_MOST_IDS} ids; shorten it")
+        return tuple(f"{match['stem']}{i}" for i in range(first, last + 1))
+
+
+class Fields:
+    """The values of a mapping with known keys."""
+
+    def __init__(self, entry: Entry, values: dict[str, Entry]) -> None:
+        self.entry = entry
+        self._values = values
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def get(self, key: str) -> Entry | None:
+        """The value of `key`, None where the file leaves it out."""
+        return self._values.get(key)
+
+    def need(self, key: str) -> Entry:
+        """The value of `key`. Raises TopologyError where the file leaves it out."""
+        if key not in self._values:
+            raise self.entry.error(f"lacks the key {key!r}; add it")
+        return self._values[key]
+
+
+def read_yaml(path: Path) -> Entry:
+    """The single document of a YAML file. Raises TopologyError for one that cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TopologyError(f"{path} cannot be read ({error}); check the path") from None
+    return parse_yaml(text, path.name)
+
+
+def parse_yaml(text: str, file: str) -> Entry:
+    """The single document in `text`; `file` names it in errors. Raises TopologyError."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f", line {mark.line + 1}" if mark else ""
+        raise TopologyError(f"{file}{where}: not YAML ({error.problem}); fix it there") from None
+    except yaml.YAMLError as error:
+        raise TopologyError(f"{file}: not YAML ({error}); fix it") from None
+    if node is None:
+        raise TopologyError(f"{file} is empty; start it with `version: 1`")
+    return Entry(node, file, "")
