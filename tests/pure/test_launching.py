@@ -1,5 +1,6 @@
 """Ranks started, watched and ended by `launching`, with tiny programs in place of the engine."""
 
+import contextlib
 import os
 import pty
 import signal
@@ -123,24 +124,28 @@ def test_standard_input_goes_to_rank_0_alone(launch: Launch, start: str) -> None
     assert sorted(out.splitlines()) == ["0 'hello'", "1 ''"]
 
 
-def test_what_is_typed_at_a_terminal_reaches_rank_0(launch: Launch, start: str) -> None:
-    """The launcher leads the terminal's foreground group, as after a shell's exec; ranks do not."""
-    program = "import os, sys; print(os.environ['RANK'], sys.stdin.readline().strip(), flush=True)"
-    run_code = launch(program, 2, start, stdin=subprocess.PIPE)
-    run_code.communicate("", timeout=20)
+def test_what_is_typed_at_a_terminal_reaches_rank_0(
+    python_path: str, tmp_path: Path, start: str
+) -> None:
+    """Ranks are background groups there and would be stopped for reading the terminal themselves."""
+    (tmp_path / "program.py").write_text(
+        "import os, sys; sys.stdout.write(f'<{os.environ[\"RANK\"]} {sys.stdin.read()!r}>')"
+    )
+    code = (
+        "import sys; from tpinfer.launching.ranks import launch;"
+        f"sys.exit(launch([], 2, start={start!r}, module='program'))"
+    )
     pid, terminal = pty.fork()
     if pid == 0:
-        os.environ["PYTHONPATH"] = f"{Path(run_code.args[2].split(chr(39))[1])}:{os.getcwd()}"  # type: ignore[index]
-        os.execv(sys.executable, run_code.args)  # type: ignore[arg-type]
-    os.write(terminal, b"typed\n")
+        os.execve(sys.executable, [sys.executable, "-c", code], {"PYTHONPATH": python_path})
+    os.write(terminal, b"typed\n\x04")
     shown = b""
-    while b"0 typed" not in shown:
-        try:
-            shown += os.read(terminal, 1000)
-        except OSError:
-            raise AssertionError(shown.decode()) from None
-    assert os.waitpid(pid, 0)[1] == 0
+    with contextlib.suppress(OSError):  # what a terminal answers once nobody holds its other side
+        while arrived := os.read(terminal, 1000):
+            shown += arrived
     os.close(terminal)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert b"<0 'typed\\n'>" in shown and b"<1 ''>" in shown
 
 
 def test_the_first_error_stands_on_top(launch: Launch, start: str, tmp_path: Path) -> None:
@@ -192,6 +197,7 @@ def test_signals_are_passed_on_and_stop_cleanly(
     body = f"    try:\n    {WAIT}\n    finally: print('swept up', flush=True)"
     run = launch(guarded(body), 2, start)
     pids = rank_pids(tmp_path, 2)
+    time.sleep(0.2)
     began_s = time.monotonic()
     run.send_signal(number)
     out, err = run.communicate(timeout=20)
@@ -202,13 +208,18 @@ def test_signals_are_passed_on_and_stop_cleanly(
 
 
 def test_a_rank_stuck_in_native_code_is_killed(launch: Launch, start: str, tmp_path: Path) -> None:
-    run = launch(guarded("    ctypes.CDLL(None).pause()\n" * 9), 2, start)
+    """A mutex taken twice: like a spinning collective, it never comes back to the interpreter."""
+    body = (
+        "    mutex = ctypes.create_string_buffer(64); lock = ctypes.CDLL(None).pthread_mutex_lock\n"
+        "    lock(mutex); lock(mutex)"
+    )
+    run = launch(guarded(body), 2, start)
     pids = rank_pids(tmp_path, 2)
     time.sleep(0.2)
     began_s = time.monotonic()
     run.send_signal(signal.SIGINT)
     run.communicate(timeout=20)
-    assert time.monotonic() - began_s < 4
+    assert 1.5 < time.monotonic() - began_s < 4
     assert run.returncode == 130
     assert not any(is_running(pid) for pid in pids)
 

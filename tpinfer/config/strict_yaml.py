@@ -1,6 +1,6 @@
 """YAML read strictly: every value knows its file and line, unknown and repeated keys are errors.
 
-Scalars stay text until somebody asks for a type, so `0..7`, `no` or `1e3` never turn into something else.
+Scalars stay text until somebody asks for a type, so `0..7` or `no` never become something else.
 """
 
 import re
@@ -16,7 +16,7 @@ _MOST_IDS = 65536
 
 
 class Entry:
-    """One value of a YAML file. The getters raise TopologyError naming file, line, key and remedy."""
+    """One value of a YAML file. Getters raise TopologyError naming file, line, key and remedy."""
 
     def __init__(self, node: yaml.Node, file: str, path: str) -> None:
         self._node = node
@@ -25,7 +25,8 @@ class Entry:
 
     def error(self, message: str) -> TopologyError:
         """An error at this value's place."""
-        return TopologyError(f"{self._file}, line {self._line}: {self.path or 'the file'} {message}")
+        path = self.path or "the file"
+        return TopologyError(f"{self._file}, line {self._line}: {path} {message}")
 
     def text(self) -> str:
         """A scalar as written."""

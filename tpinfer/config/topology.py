@@ -1,4 +1,4 @@
-"""What a machine is made of: hosts, devices, links, fabric, placement, and the ceilings that follow.
+"""What a machine is made of: hosts, devices, links, fabric, placement; and the ceilings that follow.
 
 Rates are in one direction, per device. `config.topology_reader` makes a `Topology` from a file.
 """

@@ -1,4 +1,4 @@
-"""Quantities with units, from text and back. Bare numbers are refused: nobody knows what they count.
+"""Quantities with units, from text and back. Bare numbers are refused: they may mean anything.
 
 Bytes are `B`, bits are `b`; `k M G T` are powers of 1000, `Ki Mi Gi Ti` of 1024.
 """
@@ -48,7 +48,7 @@ def parse_rate(text: str) -> float:
 
 
 def parse_flops(text: str) -> float:
-    """Floating-point (or integer) operations per second in `989TFLOPS`, `1979TOPS`. Raises ConfigError."""
+    """Operations per second in `989TFLOPS` or, of integers, `1979TOPS`. Raises ConfigError."""
     value, unit = _split(text, "989TFLOPS")
     prefix = re.sub(r"(FLOPS|FLOP/s|OPS)$", "", unit)
     if prefix == unit or prefix not in _PREFIXES:

@@ -37,3 +37,14 @@ class HostSpan:
     """`schedule`, `plan_wait`, `prepare`, `sample`, `detokenize`, `python` or `ipc`."""
     start_ns: int
     end_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measurements:
+    """What one rank recorded over a stretch of time."""
+
+    rank: int
+    records: list[StepRecord]
+    spans: list[HostSpan]
+    recorded_from_ns: int = 0
+    """Records older than this were let go to bound memory; 0 where none were."""

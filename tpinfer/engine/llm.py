@@ -47,6 +47,7 @@ class Engine:
         Closing the generator, or `stop`, ends what is unfinished with the reason `abort`.
         """
         self._finished = []
+        self._metrics.forget()
         accepted_ns = perf_counter_ns()
         sequences = [_sequence(i, r, accepted_ns) for i, r in enumerate(requests)]
         for sequence in sequences:

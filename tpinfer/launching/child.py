@@ -81,11 +81,13 @@ def start_rank(
     variables: Mapping[str, str],
     stdin: int | None,
     fork_only: bool,
+    not_shared: Sequence[int] = (),
 ) -> RankProcess:
     """Run `python -m <module> <argv>` as rank `rank` with `variables` added to the environment.
 
     `stdin` is the descriptor it reads, None for nothing. With `fork_only` the child goes on in a
     copy of this interpreter, with everything that is imported; it never returns from here.
+    `not_shared` are descriptors of the launcher that the child closes.
     """
     launcher = os.getpid()
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
@@ -96,7 +98,8 @@ def start_rank(
     if pid == 0:
         try:
             _take_place(launcher, stdin)
-            os.close(read_end)
+            for descriptor in (read_end, *not_shared):
+                os.close(descriptor)
             if fork_only:
                 _run_here(module, argv, added)
             os.set_inheritable(write_end, True)

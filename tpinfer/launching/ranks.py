@@ -63,7 +63,9 @@ def launch(
             for rank in range(num_ranks):
                 own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
                 source = stdin if rank == 0 else None
-                ranks.append(start_rank(rank, module, argv, own, source, fork_only))
+                mine = [started.report for started in ranks]
+                mine += [signals] if keyboard is None else [signals, keyboard.write_end]
+                ranks.append(start_rank(rank, module, argv, own, source, fork_only, mine))
             sweep_stale()
             return Watch(ranks, signals, keyboard).follow()
         finally:

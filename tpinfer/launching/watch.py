@@ -172,8 +172,8 @@ class Keyboard:
 
     def __init__(self) -> None:
         self.source = 0
-        self.read_end, self._write_end = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self._write_end, False)
+        self.read_end, self.write_end = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self.write_end, False)
         self._waiting = b""
 
     def pump(self) -> bool:
@@ -188,7 +188,7 @@ class Keyboard:
                 if not self._waiting:
                     return self._end()
             if self._waiting:
-                self._waiting = self._waiting[os.write(self._write_end, self._waiting) :]
+                self._waiting = self._waiting[os.write(self.write_end, self._waiting) :]
         except BlockingIOError:
             return True  # rank 0 has not read the last lines yet
         except OSError:
@@ -196,5 +196,5 @@ class Keyboard:
         return True
 
     def _end(self) -> bool:
-        os.close(self._write_end)
+        os.close(self.write_end)
         return False

@@ -1,22 +1,10 @@
 """Bringing what every rank measured to one place, as framed bytes over the group."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import msgspec
 import torch
 
 from tpinfer.collectives.group import Group
-from tpinfer.costs.step_record import HostSpan, StepRecord
-
-
-@dataclass(frozen=True, slots=True)
-class Measurements:
-    """One rank's records of a stretch of time."""
-
-    rank: int
-    records: list[StepRecord]
-    spans: list[HostSpan]
+from tpinfer.costs.step_record import Measurements
 
 
 def gather_bytes(group: Group, payload: bytes, device: torch.device) -> list[bytes]:
@@ -35,11 +23,8 @@ def gather_bytes(group: Group, payload: bytes, device: torch.device) -> list[byt
     return [rows[rank].tobytes()[:width] for rank, width in enumerate(widths)]
 
 
-def exchange(
-    group: Group, records: Sequence[StepRecord], spans: Sequence[HostSpan], device: torch.device
-) -> list[Measurements]:
-    """Every rank's measurements, on every rank. A collective call."""
-    mine = Measurements(group.rank, list(records), list(spans))
+def exchange(group: Group, mine: Measurements, device: torch.device) -> list[Measurements]:
+    """Every rank's measurements in rank order, on every rank. A collective call."""
     if group.size == 1:
         return [mine]
     gathered = gather_bytes(group, msgspec.msgpack.encode(mine), device)

@@ -81,11 +81,13 @@ class RowStore:
             if part.samples:
                 logit_rows.append(len(tokens) - 1)
                 sampling.append(_sampling(row.record, stop))
-        return self._inputs(tokens, positions, slots, spans, logit_rows, sampling), aggregate(
+        inputs = self._inputs(tokens, positions, slots, spans, logit_rows, sampling)
+        return inputs, aggregate(
             [span.num_tokens for span in spans],
             [span.context_len for span in spans],
-            len(logit_rows),
-            self._window,
+            num_logit_rows=len(logit_rows),
+            num_full_rows=0 if inputs.all_greedy else len(logit_rows),
+            window=self._window,
         )
 
     def commit(self, plan: StepPlan, sampled: list[int]) -> None:

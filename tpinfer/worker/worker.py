@@ -11,11 +11,14 @@ import torch
 
 from tpinfer.collectives.group import Group
 from tpinfer.costs.ops import StepAggregates
-from tpinfer.costs.step_record import HostSpan, StepRecord
+from tpinfer.costs.step_record import HostSpan, Measurements, StepRecord
 from tpinfer.layers.step_inputs import Activations, Op
 from tpinfer.steps.plan import SequenceRecord, StepPlan
 from tpinfer.worker.rows import RowStore
 from tpinfer.worker.timing import DeviceRun, OpTimes, run_timed
+
+MAX_RECORDED_STEPS = 8192
+"""Steps whose op times a rank keeps until they are asked for; about 3 KB each for a 28-layer model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class Worker:
         self.device = parts.device
         self.records: list[StepRecord] = []
         self.spans: list[HostSpan] = []
+        self._recorded_from_ns = 0
         self._device_run = DeviceRun(len(parts.program)) if parts.device.type == "cuda" else None
 
     def admit(self, record: SequenceRecord) -> None:
@@ -61,13 +65,22 @@ class Worker:
         self.rows.commit(plan, tokens)
         self.spans.append(HostSpan("prepare", began, times.start_ns))
         self.records.append(_record(plan, aggregates, times, perf_counter_ns(), began))
+        if len(self.records) > MAX_RECORDED_STEPS:
+            self._forget_oldest()
         return tokens
 
-    def take_measurements(self) -> tuple[list[StepRecord], list[HostSpan]]:
+    def take_measurements(self) -> Measurements:
         """What was recorded since the last call; recording goes on."""
-        taken = self.records, self.spans
-        self.records, self.spans = [], []
+        taken = Measurements(self.group.rank, self.records, self.spans, self._recorded_from_ns)
+        self.records, self.spans, self._recorded_from_ns = [], [], 0
         return taken
+
+    def _forget_oldest(self) -> None:
+        """Keep the records of a long run bounded: drop the older half."""
+        half = len(self.records) // 2
+        self._recorded_from_ns = self.records[half].start_ns
+        del self.records[:half]
+        self.spans = [span for span in self.spans if span.end_ns > self._recorded_from_ns]
 
 
 def _record(

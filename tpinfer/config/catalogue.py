@@ -1,0 +1,111 @@
+"""The catalogue of known hardware: peaks, what is attainable of them, and the source of each.
+
+It gives defaults. A topology file's own numbers go before it, a measurement before both.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import tpinfer
+from tpinfer.config.ceilings import MemoryLevel, Rates
+from tpinfer.config.dtypes import DType
+from tpinfer.config.errors import TopologyError
+from tpinfer.config.strict_yaml import Entry, read_yaml
+
+CATALOGUE_FILE = "catalogue.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class LinkTraits:
+    """What a kind of path is known to do."""
+
+    attainable: float
+    """Bus bandwidth of a large all-reduce over the path's rate."""
+    latency_s: float
+    """Least time of a small all-reduce, without what peers add."""
+    per_peer_s: float
+    """What each rank beyond the first adds to that."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessorEntry:
+    """A host's processors as the catalogue knows them: what one core has, and what all share."""
+
+    num_cores: int
+    per_core: Rates
+    shared: Rates
+
+    def rates(self, num_cores: int | None) -> Rates:
+        """Rates of a host with `num_cores` of these cores (None: as many as the catalogue says)."""
+        count = num_cores or self.num_cores
+        levels = [
+            MemoryLevel(level.name, level.capacity_bytes * count, level.bytes_per_s * count)
+            for level in self.per_core.memory
+        ]
+        flops = {dtype: rate * count for dtype, rate in self.per_core.flops_per_s.items()}
+        return replace(
+            self.shared,
+            memory=(*levels, *self.shared.memory),
+            flops_per_s={**self.shared.flops_per_s, **flops},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """All entries."""
+
+    gpus: dict[str, Rates]
+    cpus: dict[str, ProcessorEntry]
+    links: dict[str, LinkTraits]
+
+
+def shipped_directory() -> Path:
+    """Where topologies lie: inside the installed package, or beside it in a checkout.
+
+    Raises TopologyError where they were left out of the installation.
+    """
+    package = Path(tpinfer.__file__).parent
+    for folder in (package / "topologies", package.parent / "topologies"):
+        if (folder / CATALOGUE_FILE).is_file():
+            return folder
+    raise TopologyError(
+        f"{CATALOGUE_FILE} is neither in {package} nor beside it; install tpinfer again"
+    )
+
+
+@cache
+def read_catalogue() -> Catalogue:
+    """The shipped catalogue. Raises TopologyError naming file and line."""
+    return parse_catalogue(read_yaml(shipped_directory() / CATALOGUE_FILE))
+
+
+def parse_catalogue(document: Entry) -> Catalogue:
+    """The entries of a catalogue document. Raises TopologyError naming file and line."""
+    fields = document.fields("version", "gpus", "cpus", "links")
+    fields.need("version").choice("1")
+    return Catalogue(
+        gpus={key.text(): _gpu(key.text(), entry) for key, entry in fields.need("gpus").pairs()},
+        cpus={key.text(): _cpu(key.text(), entry) for key, entry in fields.need("cpus").pairs()},
+        links={key.text(): _link(entry) for key, entry in fields.need("links").pairs()},
+    )
+
+
+def read_dtype(key: Entry) -> DType:
+    """A dtype used as a key."""
+    return DType(key.choice(*DType))
+
+
+def _gpu(sku: str, entry: Entry) -> Rates:
+    fields = entry.fields("source", "memory", "flops", "kernel_floor")
+    fields.need("source").text()
+    return Rates(
+        memory=tuple(
+            _level(key.text(), value, "shared") for key, value in fields.need("memory").pairs()
+        ),
+        flops_per_s={
+            read_dtype(key): _flops(value, "shared") for key, value in fields.need("flops").pairs()
+        },
+        kernel_floor_s=fields.need("kernel_floor").time(),
+        origin=f"catalogue {sku}",
+    )

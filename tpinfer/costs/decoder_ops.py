@@ -1,0 +1,167 @@
+"""The formulas of a dense decoder's ops on one rank, from its model shape and its real share of heads, columns and
+vocabulary.
+
+Letters: M hidden size, D head dim, H and K local query and KV heads, F local MLP columns, V local vocabulary rows,
+b bytes of a compute value, c bytes of a cache value, p ranks. A linear reads its weight once a step whatever the
+number of tokens: that is why decoding is bound by memory (arXiv 2211.05102, section 2).
+"""
+
+from dataclasses import dataclass
+
+from tpinfer.config.dtypes import DType
+from tpinfer.config.model import ModelSpec
+from tpinfer.costs.ops import Formula, OpFormula, OpKind, formula
+from tpinfer.sharding.partition import Partition
+
+PricedOp = tuple[str, OpKind, OpFormula]
+"""(op id or its ending within a layer, kind, formulas)."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderOps:
+    """Prices of one rank's ops."""
+
+    spec: ModelSpec
+    partition: Partition
+    rank: int
+    compute_dtype: DType
+    kv_dtype: DType
+
+    def before_layers(self) -> list[PricedOp]:
+        """Embedding and its reduce."""
+        width = self.spec.hidden_size * self.compute_dtype.num_bytes
+        lookup = OpFormula(bytes_read=formula(tokens=width + 8), bytes_written=formula(tokens=width))
+        return [("embed", OpKind.EMBED, lookup), *self._reduce("embed.reduce")]
+
+    def layer(self, slides: bool) -> list[PricedOp]:
+        """The ops of one layer, by the ending of their ids."""
+        spec, part, rank = self.spec, self.partition, self.rank
+        hidden, head_dim = spec.hidden_size, spec.head_dim
+        query = part.num_heads(rank) * head_dim
+        kv = part.num_kv_heads(rank) * head_dim
+        columns = part.mlp[rank][1] - part.mlp[rank][0]
+        owns_bias = rank == 0
+        return [
+            ("attn.norm", OpKind.NORM, self._norm("tokens")),
+            ("attn.qkv", OpKind.LINEAR, self._linear(hidden, query + 2 * kv, spec.qkv_bias)),
+            ("attn.rope", OpKind.ROPE, self._rope(query, kv)),
+            ("attn.core", OpKind.ATTENTION, self._attention(query, kv, slides)),
+            ("attn.out", OpKind.LINEAR, self._linear(query, hidden, spec.out_bias and owns_bias)),
+            *self._reduce("attn.reduce"),
+            ("mlp.norm", OpKind.NORM, self._norm("tokens")),
+            ("mlp.gate_up", OpKind.LINEAR, self._linear(hidden, 2 * columns, spec.mlp_bias)),
+            ("mlp.act", OpKind.ACTIVATION, self._activation(columns)),
+            ("mlp.down", OpKind.LINEAR, self._linear(columns, hidden, spec.mlp_bias and owns_bias)),
+            *self._reduce("mlp.reduce"),
+        ]
+
+    def behind_layers(self) -> list[PricedOp]:
+        """Final norm, head, gather and sampling."""
+        start, stop = self.partition.vocab[self.rank]
+        local = stop - start
+        head = self._linear(self.spec.hidden_size, local, False, "rows")
+        float_logits = OpFormula(bytes_written=formula(rows=local * (4 - self.compute_dtype.num_bytes)))
+        everyone = self.spec.vocab_size
+        sample = OpFormula(
+            flops=formula(rows=2, full_rows=5 * everyone),
+            bytes_read=formula(rows=16, full_rows=4 * everyone),
+            bytes_written=formula(rows=8),
+        )
+        if self.partition.size == 1:
+            sample = OpFormula(flops=formula(rows=everyone), bytes_read=formula(rows=4 * everyone)) + sample
+        return [
+            ("final_norm", OpKind.NORM, self._norm("rows")),
+            ("head", OpKind.LINEAR, head + float_logits),
+            *self._gather(local),
+            ("sample", OpKind.SAMPLE, sample),
+        ]
+
+    def _norm(self, term: str) -> OpFormula:
+        """residual += delta, then RMSNorm: two tensors in, two out; about five operations a value."""
+        hidden, size = self.spec.hidden_size, self.compute_dtype.num_bytes
+        return OpFormula(
+            flops=formula(**{term: 5 * hidden}),
+            bytes_read=formula(one=hidden * size, **{term: 2 * hidden * size}),
+            bytes_written=formula(**{term: 2 * hidden * size}),
+        )
+
+    def _linear(self, inner: int, outer: int, has_bias: bool, term: str = "tokens") -> OpFormula:
+        """2 * inner * outer operations a token; the weight is read once a step."""
+        size = self.compute_dtype.num_bytes
+        weight = inner * outer + (outer if has_bias else 0)
+        return OpFormula(
+            flops=formula(**{term: 2 * inner * outer + (outer if has_bias else 0)}),
+            bytes_read=formula(one=weight * size, **{term: inner * size}),
+            bytes_written=formula(**{term: outer * size}),
+        )
+
+    def _rope(self, query: int, kv: int) -> OpFormula:
+        """Three operations a rotated value (four more for its QK norm), keys and values written to the cache."""
+        size, turned = self.compute_dtype.num_bytes, query + kv
+        per_value = 7 if self.spec.qk_norm else 3
+        return OpFormula(
+            flops=formula(tokens=per_value * turned),
+            bytes_read=formula(tokens=(turned + kv + 2 * self.spec.head_dim) * size),
+            bytes_written=formula(tokens=turned * size + 2 * kv * self.kv_dtype.num_bytes),
+        )
+
+    def _attention(self, query: int, kv: int, slides: bool) -> OpFormula:
+        """Two matmuls over the attended pairs: 4 * H * D operations a pair.
+
+        Causality leaves sq * sk - sq * (sq - 1) / 2 pairs of a sequence's sq * sk.
+        """
+        size, cached = self.compute_dtype.num_bytes, 2 * kv * self.kv_dtype.num_bytes
+        if slides:
+            flops, keys = formula(pairs_window=4 * query), formula(sk_window=cached)
+        else:
+            flops = formula(sqsk=4 * query, sqsq=-2 * query, tokens=2 * query)
+            keys = formula(sk=cached)
+        return OpFormula(
+            flops=flops,
+            bytes_read=keys + formula(tokens=query * size),
+            bytes_written=formula(tokens=query * size),
+        )
+
+    def _activation(self, columns: int) -> OpFormula:
+        """silu(gate) * up: about five operations a column."""
+        size = self.compute_dtype.num_bytes
+        return OpFormula(
+            flops=formula(tokens=5 * columns),
+            bytes_read=formula(tokens=2 * columns * size),
+            bytes_written=formula(tokens=columns * size),
+        )
+
+    def _reduce(self, op_id: str) -> list[PricedOp]:
+        """All-reduce of a token's hidden values.
+
+        Sent: 2 (p - 1) / p of the buffer, the least any algorithm can (Patarasuk and Yuan 2009); so the rate of
+        `bytes_sent` is NCCL's bus bandwidth. Memory: the buffer is published once and every copy read.
+        """
+        ranks = self.partition.size
+        if ranks == 1:
+            return []
+        hidden = self.spec.hidden_size
+        buffer = hidden * self.compute_dtype.num_bytes
+        priced = OpFormula(
+            flops=formula(tokens=(ranks - 1) * hidden),
+            bytes_read=formula(tokens=ranks * buffer),
+            bytes_written=formula(tokens=2 * buffer),
+            bytes_sent=formula(tokens=2 * (ranks - 1) / ranks * buffer),
+        )
+        return [(op_id, OpKind.REDUCE, priced)]
+
+    def _gather(self, local: int) -> list[PricedOp]:
+        """Eight bytes a greedy row (value and token); a row's padded float32 logits where all are needed."""
+        ranks = self.partition.size
+        if ranks == 1:
+            return []
+        widest = max(stop - start for start, stop in self.partition.vocab)
+        # A step is all greedy or not at all: full_rows is 0 or rows, and the best pair then never travels.
+        sent: Formula = formula(rows=8 * (ranks - 1), full_rows=(4 * widest - 8) * (ranks - 1))
+        priced = OpFormula(
+            flops=formula(rows=local, full_rows=-local),
+            bytes_read=formula(rows=4 * local, full_rows=4 * widest * ranks),
+            bytes_written=formula(rows=8 * ranks, full_rows=4 * widest * ranks),
+            bytes_sent=sent,
+        )
+        return [("head.gather", OpKind.GATHER, priced)]

@@ -1,0 +1,169 @@
+"""Timing and attribution of finished requests, from what the ranks recorded of themselves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import msgspec
+
+from tpinfer.config.dtypes import DType
+from tpinfer.config.topology import Ceilings, MemoryLevel
+from tpinfer.costs.kv_capacity import MemoryPlan
+from tpinfer.engine.attribution import Attribution, Attributor, FloorRow
+from tpinfer.engine.executor import Executor
+from tpinfer.engine.requests import GenerationResult, RequestAttribution, Timing
+from tpinfer.machine.probe import probe_ceilings
+from tpinfer.scheduling.request import Sequence as Finished
+from tpinfer.steps.plan import Command
+from tpinfer.worker.assemble import Assembly
+from tpinfer.worker.measurements import exchange, gather_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What the attribution table of a run shows."""
+
+    num_requests: int
+    ttft: Attribution | None
+    """Accepted to first token, summed over requests; None when nobody got a token."""
+    decode: Attribution | None
+    """First token to last, summed over requests."""
+    num_decode_tokens: int
+    """Tokens behind first ones: what `decode` is divided by for one output token."""
+    ceilings: Ceilings
+    """Rank 0's."""
+    level: MemoryLevel
+    """Memory level that a decode step's working set fits."""
+    working_set_bytes: int
+    """Weights and KV that a step of rank 0 touches."""
+    dtype: DType
+    memory: tuple[MemoryPlan, ...]
+    """Per rank."""
+    floors: tuple[FloorRow, ...]
+    """Kernel time against its floor on rank 0."""
+    choices: tuple[str, ...]
+    """What was decided for this machine, a line each."""
+
+
+class Metrics:
+    """One rank's side of measuring; rank 0 asks, the others answer."""
+
+    def __init__(self, assembly: Assembly) -> None:
+        self._assembly = assembly
+        self._worker = assembly.worker
+        self._ceilings: list[Ceilings] = []
+        self._attributor: Attributor | None = None
+
+    def answer(self, command: Command) -> None:
+        """Do this rank's part of a command from rank 0."""
+        if command.name == "collect":
+            self._collect()
+        elif command.name == "probe":
+            self._probe()
+        else:
+            raise ValueError(f"command {command.name!r} is not known to this version; restart all ranks")
+
+    def forget(self) -> None:
+        """A new run begins: what was gathered belongs to the last one."""
+        self._attributor = None
+
+    def results(self, finished: Sequence[Finished], executor: Executor) -> list[GenerationResult]:
+        """Tokens, times and attribution of each request, in order."""
+        attributor = self._gather(executor)
+        return [
+            GenerationResult(
+                prompt_token_ids=list(sequence.prompt_token_ids),
+                token_ids=list(sequence.token_ids),
+                finish_reason=sequence.finish_reason or "abort",
+                timing=_timing(sequence),
+                attribution=_request_attribution(sequence, attributor),
+            )
+            for sequence in finished
+        ]
+
+    def report(self, finished: Sequence[Finished], executor: Executor) -> RunReport:
+        """All requests together."""
+        attributor, assembly = self._gather(executor), self._assembly
+        splits = [_request_attribution(sequence, attributor) for sequence in finished]
+        found = [split for split in splits if split is not None]
+        decodes = [split.decode for split in found if split.decode is not None]
+        ledger = assembly.ledger(0)
+        mean_context = max((sequence.num_tokens for sequence in finished), default=0)
+        working_set = ledger.weight_bytes_read + mean_context * ledger.kv_bytes_per_token
+        ceilings = self._ceilings[0]
+        return RunReport(
+            num_requests=len(finished),
+            ttft=reduce(Attribution.__add__, [split.ttft for split in found]) if found else None,
+            decode=reduce(Attribution.__add__, decodes) if decodes else None,
+            num_decode_tokens=sum(max(0, len(s.token_ids) - 1) for s in finished),
+            ceilings=ceilings,
+            level=ceilings.memory_level(working_set),
+            working_set_bytes=working_set,
+            dtype=assembly.choices.compute_dtype,
+            memory=assembly.memory_by_rank,
+            floors=tuple(attributor.floors(0)),
+            choices=tuple(assembly.choices.explain()),
+        )
+
+    def _gather(self, executor: Executor) -> Attributor:
+        """Ask all ranks once per run for their records, and once per engine for the ceilings."""
+        if self._attributor is None:
+            executor.command(Command("collect"))
+            measured = self._collect()
+            if not self._ceilings:
+                self._ceilings = self._topology_ceilings() or self._measure(executor)
+            ranks = range(len(measured))
+            ledgers = [self._assembly.ledger(rank) for rank in ranks]
+            self._attributor = Attributor(measured, ledgers, self._ceilings)
+        return self._attributor
+
+    def _collect(self):
+        assembly = self._assembly
+        return exchange(assembly.group, self._worker.take_measurements(), assembly.device)
+
+    def _topology_ceilings(self) -> list[Ceilings]:
+        """Per rank from the topology file; empty where it names none for some rank."""
+        topology, world = self._assembly.topology, self._assembly.seat.world
+        if topology is None:
+            return []
+        found = [topology.ceilings_of_rank(rank, world) for rank in range(world)]
+        return [ceilings for ceilings in found if ceilings is not None] if all(found) else []
+
+    def _measure(self, executor: Executor) -> list[Ceilings]:
+        executor.command(Command("probe"))
+        return self._probe()
+
+    def _probe(self) -> list[Ceilings]:
+        """Measure on all ranks at once, since they share the machine's memory while they work."""
+        assembly = self._assembly
+        mine = probe_ceilings(
+            assembly.group, (assembly.choices.compute_dtype,), budget_s=0.3, device=assembly.device
+        )
+        if assembly.group.size == 1:
+            return [mine]
+        payloads = gather_bytes(assembly.group, msgspec.msgpack.encode(mine), assembly.device)
+        return [msgspec.msgpack.decode(payload, type=Ceilings) for payload in payloads]
+
+
+def _timing(sequence: Finished) -> Timing | None:
+    times = sequence.token_times_ns
+    if not times:
+        return None
+    gaps = [(b - a) / 1e9 for a, b in zip(times, times[1:], strict=False)]
+    return Timing(
+        ttft_s=(times[0] - sequence.accepted_ns) / 1e9,
+        tpot_s=(times[-1] - times[0]) / 1e9 / len(gaps) if gaps else 0.0,
+        e2e_s=(times[-1] - sequence.accepted_ns) / 1e9,
+        itl_s=gaps,
+    )
+
+
+def _request_attribution(sequence: Finished, attributor: Attributor) -> RequestAttribution | None:
+    times = sequence.token_times_ns
+    if not times:
+        return None
+    decode = attributor.attribute(times[0], times[-1]) if len(times) > 1 else None
+    return RequestAttribution(
+        ttft=attributor.attribute(sequence.accepted_ns, times[0], sequence.admitted_ns),
+        decode=decode,
+    )
