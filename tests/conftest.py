@@ -1,4 +1,5 @@
-"""How the suite is split and what it needs: one xdist group for multi-rank tests, GPU tests skipped without one.
+"""How the suite is split and what it needs: one xdist group for multi-rank tests, GPU tests skipped
+without one.
 
 Torch-free, so that `tests/pure` stays so.
 """
@@ -19,7 +20,9 @@ settings.load_profile("tpinfer")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start ranks (marker `ranks`) share one xdist group: two at once would fight for the cores."""
+    """Tests that start ranks (marker `ranks`) share one xdist group: two at once would fight for
+    the cores.
+    """
     no_gpu = pytest.mark.skip(reason="no GPU on this machine (/dev/nvidia0 is missing)")
     has_gpu = Path("/dev/nvidia0").exists()
     for item in items:
@@ -31,7 +34,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def run_name() -> Iterator[str]:
-    """A name no other test or run has, for segments and run ids; nothing with it may stay in /dev/shm."""
+    """A name no other test or run has, for segments and run ids; nothing with it may stay in
+    /dev/shm.
+    """
     worker = os.environ.get("PYTEST_XDIST_WORKER", "alone")
     name = f"test-{worker}-{os.getpid()}-{next(_counter)}"
     yield name
@@ -43,5 +48,7 @@ def run_name() -> Iterator[str]:
 
 @pytest.fixture
 def python_path(tmp_path: Path) -> str:
-    """PYTHONPATH for a child process that imports tpinfer and modules the test writes to `tmp_path`."""
+    """PYTHONPATH for a child process that imports tpinfer and modules the test writes to
+    `tmp_path`.
+    """
     return os.pathsep.join([str(tmp_path), str(REPOSITORY)])

@@ -47,7 +47,7 @@ def start(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def launch(tmp_path: Path, python_path: str) -> Launch:
-    """Start the launcher in a process of its own: program text, rank count, start method, options."""
+    """Start the launcher in its own process: program, rank count, start method, options."""
 
     def begin(
         program: str, num_ranks: int, start: str, stdin: int | None = None, options: str = ""
@@ -127,7 +127,7 @@ def test_standard_input_goes_to_rank_0_alone(launch: Launch, start: str) -> None
 def test_what_is_typed_at_a_terminal_reaches_rank_0(
     python_path: str, tmp_path: Path, start: str
 ) -> None:
-    """Ranks are background groups there and would be stopped for reading the terminal themselves."""
+    """Ranks are background groups there: reading the terminal themselves would stop them."""
     (tmp_path / "program.py").write_text(
         "import os, sys; sys.stdout.write(f'<{os.environ[\"RANK\"]} {sys.stdin.read()!r}>')"
     )
@@ -258,7 +258,8 @@ def test_a_guarded_rank_dies_with_any_launcher(tmp_path: Path, python_path: str)
 
 def test_fork_imports_once_and_shares_it(launch: Launch, tmp_path: Path) -> None:
     (tmp_path / "heavy.py").write_text(
-        "import os; open(os.path.dirname(__file__) + '/imports', 'a').write('x'); MAKER = os.getpid()"
+        "import os; open(os.path.dirname(__file__) + '/imports', 'a').write('x')\n"
+        "MAKER = os.getpid()"
     )
     program = "import heavy, os; assert heavy.MAKER == os.getppid()"
     for start in ("fork", "auto"):
@@ -270,7 +271,7 @@ def test_fork_imports_once_and_shares_it(launch: Launch, tmp_path: Path) -> None
 
 def test_auto_does_not_fork_beside_other_threads(launch: Launch, tmp_path: Path) -> None:
     (tmp_path / "threads.py").write_text(
-        "import threading, time; threading.Thread(target=time.sleep, args=(1,), daemon=True).start()"
+        "import threading as t, time; t.Thread(target=time.sleep, args=(1,), daemon=True).start()"
     )
     program = "import sys; assert 'threads' not in sys.modules"
     run = launch(program, 2, "auto", options="preload=['threads']")

@@ -1,4 +1,6 @@
-"""Seats from each launcher's variables, and names of runs that neither collide nor differ between ranks."""
+"""Seats from each launcher's variables, and names of runs that neither collide nor differ between
+ranks.
+"""
 
 from pathlib import Path
 

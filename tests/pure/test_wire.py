@@ -1,4 +1,6 @@
-"""The step-plan wire: order and content kept, waits bounded, dead ends noticed, nothing left behind."""
+"""The step-plan wire: order and content kept, waits bounded, dead ends noticed, nothing left
+behind.
+"""
 
 import random
 import statistics

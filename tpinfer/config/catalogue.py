@@ -11,7 +11,7 @@ import tpinfer
 from tpinfer.config.ceilings import MemoryLevel, Rates
 from tpinfer.config.dtypes import DType
 from tpinfer.config.errors import TopologyError
-from tpinfer.config.strict_yaml import Entry, read_yaml
+from tpinfer.config.strict_yaml import Entry, Fields, read_yaml
 
 CATALOGUE_FILE = "catalogue.yaml"
 
@@ -26,6 +26,8 @@ class LinkTraits:
     """Least time of a small all-reduce, without what peers add."""
     per_peer_s: float
     """What each rank beyond the first adds to that."""
+    bytes_per_s: float | None = None
+    """The path's rate where a file leaves it out; None where it must not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +100,62 @@ def read_dtype(key: Entry) -> DType:
 
 def _gpu(sku: str, entry: Entry) -> Rates:
     fields = entry.fields("source", "memory", "flops", "kernel_floor")
+    return _rates(sku, fields, per_core=None)
+
+
+def _cpu(sku: str, entry: Entry) -> ProcessorEntry:
+    fields = entry.fields("source", "cores", "memory", "flops", "kernel_floor")
+    return ProcessorEntry(
+        num_cores=fields.need("cores").count(),
+        per_core=_rates(sku, fields, per_core=True),
+        shared=_rates(sku, fields, per_core=False),
+    )
+
+
+def _rates(sku: str, fields: Fields, per_core: bool | None) -> Rates:
+    """An entry's rates: those marked `per: core`, those not, or (None) marks are errors."""
     fields.need("source").text()
+    marks = () if per_core is None else ("per",)
+    levels: list[MemoryLevel] = []
+    flops: dict[DType, float] = {}
+    for key, value in fields.need("memory").pairs():
+        level = value.fields("capacity", "rate", "attainable", *marks)
+        if _is_per_core(level) == bool(per_core):
+            rate = level.need("rate").rate() * _share(level)
+            levels.append(MemoryLevel(key.text(), level.need("capacity").size(), rate))
+    for key, value in fields.need("flops").pairs():
+        peak = value.fields("peak", "attainable", *marks)
+        if _is_per_core(peak) == bool(per_core):
+            flops[read_dtype(key)] = peak.need("peak").flops() * _share(peak)
     return Rates(
-        memory=tuple(
-            _level(key.text(), value, "shared") for key, value in fields.need("memory").pairs()
-        ),
-        flops_per_s={
-            read_dtype(key): _flops(value, "shared") for key, value in fields.need("flops").pairs()
-        },
+        memory=tuple(levels),
+        flops_per_s=flops,
         kernel_floor_s=fields.need("kernel_floor").time(),
         origin=f"catalogue {sku}",
+    )
+
+
+def _is_per_core(fields: Fields) -> bool:
+    mark = fields.get("per")
+    return mark is not None and mark.choice("core") == "core"
+
+
+def _share(fields: Fields) -> float:
+    """The attainable share of a peak, 1 where left out."""
+    entry = fields.get("attainable")
+    share = 1.0 if entry is None else entry.ratio()
+    if entry is not None and share > 1:
+        raise entry.error(f"is {share}; what is attainable is at most 1 of the peak")
+    return share
+
+
+def _link(entry: Entry) -> LinkTraits:
+    fields = entry.fields("attainable", "latency", "per_peer", "rate", "source")
+    fields.need("source").text()
+    rate = fields.get("rate")
+    return LinkTraits(
+        _share(fields),
+        fields.need("latency").time(),
+        fields.need("per_peer").time(),
+        rate.rate() if rate else None,
     )

@@ -84,10 +84,11 @@ class Entry:
 
     def ids(self) -> tuple[str, ...]:
         """Ids as text: one, a range such as `0..7` or `h0..h3`, or a list of these."""
-        if isinstance(self._node, yaml.SequenceNode):
-            found = tuple(i for entry in self.sequence() for i in entry.ids())
-        else:
-            found = self._expand()
+        found = (
+            self._expand()
+            if self.is_scalar
+            else tuple(name for item in self.sequence() for name in item.ids())
+        )
         if len(set(found)) != len(found):
             raise self.error("names an id twice; list each once")
         return found
@@ -99,10 +100,14 @@ class Entry:
         nodes = self._node.value
         return [Entry(node, self._file, f"{self.path}[{i}]") for i, node in enumerate(nodes)]
 
+    def items(self) -> list["Entry"]:
+        """The items of a list; anything else is its own only item."""
+        return self.sequence() if isinstance(self._node, yaml.SequenceNode) else [self]
+
     @property
-    def is_sequence(self) -> bool:
-        """Whether this is a list."""
-        return isinstance(self._node, yaml.SequenceNode)
+    def is_scalar(self) -> bool:
+        """Whether this is a single value."""
+        return isinstance(self._node, yaml.ScalarNode)
 
     def pairs(self) -> list[tuple["Entry", "Entry"]]:
         """(key, value) of a mapping with free keys, in order."""
@@ -175,11 +180,15 @@ class Fields:
 
 def read_yaml(path: Path) -> Entry:
     """The single document of a YAML file. Raises TopologyError for one that cannot be read."""
+    return parse_yaml(read_text(path), path.name)
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file. Raises TopologyError for one that cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise TopologyError(f"{path} cannot be read ({error}); check the path") from None
-    return parse_yaml(text, path.name)
 
 
 def parse_yaml(text: str, file: str) -> Entry:

@@ -1,12 +1,11 @@
-"""What a machine is made of: hosts, devices, links, fabric, placement; and the ceilings that follow.
+"""What a machine is made of: hosts, devices, links, fabric, placement; and its ceilings.
 
 Rates are in one direction, per device. `config.topology_reader` makes a `Topology` from a file.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Literal
 
 from tpinfer.config.ceilings import CeilingOverrides, Ceilings, Rates, slice_ceilings
 from tpinfer.config.errors import TopologyError
@@ -31,6 +30,8 @@ class Link:
     """What each rank beyond the first adds to that."""
     sides: tuple[tuple[str, ...], ...]
     """Ids of devices; of hosts where the link is a fabric's."""
+    via: str | None = None
+    """What the path runs through, such as `nvswitch`."""
 
     def joins(self, first: str, second: str) -> bool:
         """Whether this path leads from `first` to `second`."""
@@ -70,7 +71,8 @@ class Device:
 
     id: str
     """Index or UUID, as text."""
-    kind: Literal["gpu", "cpu"]
+    kind: str
+    """`gpu` or `cpu`."""
     sku: str | None = None
     numa: int | None = None
     mig: str | None = None
@@ -79,7 +81,7 @@ class Device:
     """Id of the card that a MIG slice belongs to."""
     rates: Rates | None = None
     """Of the device; for `cpu` of the whole host. None where the file says nothing of them."""
-    overrides: CeilingOverrides = CeilingOverrides()
+    overrides: CeilingOverrides = field(default_factory=CeilingOverrides)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +95,10 @@ class Host:
     num_cores: int | None = None
     num_numa: int = 1
     cpu_vendor: str | None = None
-    p2p: Literal["auto", "true", "false"] = "auto"
-    """Peer-to-peer copies between GPUs; auto applies NCCL's rule."""
+    cpu_model: str | None = None
+    cpu_arch: str | None = None
+    p2p: str = "auto"
+    """Peer-to-peer copies between GPUs: `true`, `false`, or `auto` for NCCL's rule."""
 
     @property
     def computes_on_cpu(self) -> bool:

@@ -108,7 +108,7 @@ def _split(text: str, example: str) -> tuple[float, str]:
     if match is None:
         raise ConfigError(f"{text!r} is not a number with a unit; write it like {example}")
     value = float(match[1])
-    if not match[2] and value != 0:
+    if not match[2]:
         raise ConfigError(f"{text!r} has no unit; write it like {example}")
     if not 0 < value < float("inf"):
         raise ConfigError(f"{text!r} must be above 0; write it like {example}")

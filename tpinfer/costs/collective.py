@@ -1,6 +1,6 @@
 """Least time of a collective: one latency and the bytes over the bus bandwidth (alpha-beta, Hockney 1994)."""
 
-from tpinfer.config.topology import Ceilings
+from tpinfer.config.ceilings import Ceilings
 
 
 def collective_floor_s(bytes_sent: int, ceilings: Ceilings) -> float:

@@ -1,6 +1,6 @@
 """How many KV blocks fit beside weights and activations. The runtime sizes by it and the planner predicts by it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tpinfer.config.errors import ConfigError
 from tpinfer.costs.ledger import CostLedger
@@ -37,6 +37,11 @@ class MemoryPlan:
     def capacity_tokens(self) -> int:
         """Tokens the cache holds."""
         return self.num_blocks * self.block_size
+
+    def with_blocks(self, num_blocks: int) -> "MemoryPlan":
+        """The same with another number of blocks: ranks of a group agree on the smallest."""
+        kv_bytes = num_blocks * self.block_size * self.kv_bytes_per_token
+        return replace(self, num_blocks=num_blocks, kv_bytes=kv_bytes)
 
 
 def plan_memory(ledger: CostLedger, request: MemoryRequest) -> MemoryPlan:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tpinfer.config.topology import Ceilings
+from tpinfer.config.ceilings import Ceilings
 from tpinfer.costs.ledger import CostLedger
 from tpinfer.costs.step_record import Measurements
 from tpinfer.engine.timeline import (

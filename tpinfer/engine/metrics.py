@@ -7,7 +7,7 @@ from functools import reduce
 import msgspec
 
 from tpinfer.config.dtypes import DType
-from tpinfer.config.topology import Ceilings, MemoryLevel
+from tpinfer.config.ceilings import Ceilings, MemoryLevel
 from tpinfer.costs.kv_capacity import MemoryPlan
 from tpinfer.engine.attribution import Attribution, Attributor, FloorRow
 from tpinfer.engine.executor import Executor

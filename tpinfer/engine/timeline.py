@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tpinfer.config.topology import Ceilings
+from tpinfer.config.ceilings import Ceilings
 from tpinfer.costs.bound import classify
 from tpinfer.costs.ledger import CostLedger
 from tpinfer.costs.ops import OpFormula

@@ -68,14 +68,11 @@ class Watch:
         """
         poll = select.poll()
         poll.register(self._signals, select.POLLIN)
-        if self._keyboard is not None:
-            poll.register(self._keyboard.source, select.POLLIN)
         while self._running():
-            ready = {descriptor for descriptor, _ in poll.poll(100)}
-            if self._signals in ready:
+            # Typing is looked for by time alone: a line that cannot be passed on yet must not spin.
+            if poll.poll(100 if self._keyboard is None else 20):
                 self._take_signals()
             if self._keyboard is not None and not self._keyboard.pump():
-                poll.unregister(self._keyboard.source)
                 self._keyboard = None
             self._reap()
             self._keep_deadlines()

@@ -179,9 +179,11 @@ def _cgroup_folders(root: Path, controller: str) -> list[Path]:
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
-        top = root / "sys/fs/cgroup" / (controllers and controller)
-        here = top / path.lstrip("/")
-        folders += [f for f in (here, *here.parents) if f.is_relative_to(top) and f.is_dir()]
+        # Version 1 mounts controllers under their joint name, often under each one's own too.
+        for mount in {controllers, controllers and controller}:
+            top = root / "sys/fs/cgroup" / mount
+            here = top / path.lstrip("/")
+            folders += [f for f in (here, *here.parents) if f.is_relative_to(top) and f.is_dir()]
     return folders
 
 

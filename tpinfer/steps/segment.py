@@ -132,8 +132,8 @@ class Segment:
 class Idler:
     """How to wait for another process: spin for a moment, then yield the core, then sleep.
 
-    Yielding comes early: it costs a us where a core is free for the other side, and where both share
-    a core it is what lets the other side answer at all (measured: 20 us a message, not 110).
+    Yielding comes early: it costs a us where a core is free for the other side, and where both
+    share a core it is what lets the other side answer at all (measured: 20 us a message, not 110).
     """
 
     def __init__(

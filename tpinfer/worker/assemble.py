@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import msgspec
 import torch
 
 from tpinfer.attention.paged_kv import PagedKV
@@ -17,18 +18,19 @@ from tpinfer.config.huggingface import read_model_spec
 from tpinfer.config.model import ModelSpec
 from tpinfer.config.topology import Topology
 from tpinfer.config.topology_reader import load_topology
-from tpinfer.costs.kv_capacity import MemoryPlan, plan_memory
+from tpinfer.costs.kv_capacity import MemoryPlan, MemoryRequest, plan_memory
 from tpinfer.costs.ledger import CostLedger
 from tpinfer.decoding.sampler import bind_sample
 from tpinfer.launching.seat import Seat
 from tpinfer.layers.rotary import rotary_table
-from tpinfer.machine.discover import discover_machine
+from tpinfer.machine.discover import available_memory_bytes, discover_machine
 from tpinfer.models.decoder import DecoderParts, build_decoder
 from tpinfer.numerics.torch_dtypes import to_torch
 from tpinfer.scheduling.scheduler import SchedulerLimits
 from tpinfer.sharding.parameters import ParameterSpec, decoder_parameters
 from tpinfer.sharding.partition import Partition, partition_model
-from tpinfer.worker.choices import ExecutionChoices, choose_execution
+from tpinfer.worker.choices import Choice, ExecutionChoices, choose_execution
+from tpinfer.worker.measurements import gather_bytes
 from tpinfer.worker.rows import RotaryTable, RowStore
 from tpinfer.worker.worker import Worker, WorkerParts
 
@@ -47,7 +49,7 @@ class Assembly:
     topology: Topology | None
     group: Group
     device: torch.device
-    memory: MemoryPlan
+    memory_by_rank: tuple[MemoryPlan, ...]
     limits: SchedulerLimits
     worker: Worker
 
@@ -64,13 +66,18 @@ def assemble(config: EngineConfig, seat: Seat, progress: Progress) -> Assembly:
     spec = _model_spec(config)
     topology = load_topology(config.topology) if config.topology else None
     partition = partition_model(spec, _checked_tp(config, seat), topology.shares if topology else None)
-    choices = choose_execution(config, spec, discover_machine(), seat.device, seat.local_world)
+    machine = discover_machine()
+    choices = choose_execution(config, spec, machine, seat.device, seat.local_world)
     device = torch.device(seat.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
         torch.set_num_threads(choices.num_threads)
-    group = open_group(config.collective, seat, device, config.wait_timeout_s)
+    progress("connecting the ranks")
+    facts = machine.cpu_flags, machine.num_cores, machine.shared_memory_free_bytes
+    group, collective = open_group(config.collective, seat, device, config.wait_timeout_s, facts)
+    named = f"{collective.name} {collective.variant}".strip()
+    choices = choices.with_choice(Choice("collective", named, collective.reason))
     try:
         return _load_and_size(config, seat, spec, topology, partition, choices, group, progress)
     except BaseException:
@@ -93,8 +100,9 @@ def _load_and_size(
     ledger = make_ledger(spec, partition, seat.rank, choices)
     parameters = _parameters(config, seat, spec, partition, choices, progress)
     progress("sizing the KV cache")
-    memory = _agree_on_memory(config, seat, ledger, spec, group, device)
-    limits = _limits(config, spec, memory)
+    memory = plan_memory(ledger, _memory_request(config, seat, spec))
+    memory_by_rank = _agree_on_memory(memory, group, device)
+    limits = _limits(config, spec, memory_by_rank[0])
     kv = PagedKV(
         spec.num_layers,
         partition.num_kv_heads(seat.rank),
@@ -121,7 +129,7 @@ def _load_and_size(
     rows = RowStore(limits.block_size, spec.sliding_window, limits.window is not None, rotary, device)
     worker = Worker(WorkerParts(program, rows, group, device))
     return Assembly(
-        config, seat, spec, partition, choices, topology, group, device, memory, limits, worker
+        config, seat, spec, partition, choices, topology, group, device, memory_by_rank, limits, worker
     )
 
 
@@ -171,7 +179,36 @@ def _parameters(
     def report(num_done_bytes: int, num_bytes: int) -> None:
         progress(f"loading weights {num_done_bytes / 1e6:.0f} of {num_bytes / 1e6:.0f} MB")
 
-    return load_parameters(CheckpointReader(config.model_dir), wanted, seat.rank, allocate, report)
+    with CheckpointReader(config.model_dir) as reader:
+        return load_parameters(reader, wanted, seat.rank, allocate, report)
+
+
+def _memory_request(config: EngineConfig, seat: Seat, spec: ModelSpec) -> MemoryRequest:
+    """What this rank may still take; its weights are in memory already."""
+    if seat.device == "cpu":
+        available = available_memory_bytes() // seat.local_world
+    else:
+        available = torch.cuda.mem_get_info(torch.device(seat.device))[0]
+    return MemoryRequest(
+        available_bytes=int(available * config.memory_utilization),
+        kv_bytes=config.kv_bytes,
+        block_size=config.block_size,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=config.max_model_len or spec.max_position,
+    )
+
+
+def _agree_on_memory(
+    mine: MemoryPlan, group: Group, device: torch.device
+) -> tuple[MemoryPlan, ...]:
+    """Every rank's plan, all with the number of blocks that the tightest rank has room for."""
+    if group.size == 1:
+        return (mine,)
+    payloads = gather_bytes(group, msgspec.msgpack.encode(mine), device)
+    plans = [msgspec.msgpack.decode(payload, type=MemoryPlan) for payload in payloads]
+    num_blocks = min(plan.num_blocks for plan in plans)
+    return tuple(plan.with_blocks(num_blocks) for plan in plans)
 
 
 def _limits(config: EngineConfig, spec: ModelSpec, memory: MemoryPlan) -> SchedulerLimits:

@@ -3,7 +3,7 @@
 `choose_execution` is pure: the same configuration and machine give the same choices.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tpinfer.config.dtypes import DType
 from tpinfer.config.engine import EngineConfig
@@ -31,6 +31,10 @@ class ExecutionChoices:
     num_threads: int
     """CPU threads of each rank's tensor ops."""
     reasons: tuple[Choice, ...]
+
+    def with_choice(self, choice: Choice) -> "ExecutionChoices":
+        """The same with one more decision on record."""
+        return replace(self, reasons=(*self.reasons, choice))
 
     def explain(self) -> list[str]:
         """One line per choice, for people."""

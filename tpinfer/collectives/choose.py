@@ -1,0 +1,95 @@
+"""Which backend carries the collectives, and why. Pure: the same facts give the same choice."""
+
+from dataclasses import dataclass
+
+from tpinfer.config.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class CollectiveFacts:
+    """What the choice depends on."""
+
+    device_type: str
+    """`cpu` or `cuda`."""
+    world: int
+    local_world: int
+    launcher: str
+    num_gpus: int
+    has_mpi: bool
+    """mpi4py can be imported."""
+    has_native_ring: bool
+    ring_reason: str
+    """Why there is no native ring."""
+    deepspeed_reason: str | None
+    """Why DeepSpeed's op is not used; None where it is."""
+    machine: str = "x86_64"
+
+
+@dataclass(frozen=True, slots=True)
+class CollectiveChoice:
+    """The backend and the number or fact behind it."""
+
+    name: str
+    """`none`, `nccl`, `gloo`, `mpi` or `shared_memory`."""
+    variant: str
+    """For `shared_memory`: `deepspeed`, `native` or `python`."""
+    reason: str
+
+
+def choose_collective(wanted: str, facts: CollectiveFacts) -> CollectiveChoice:
+    """`wanted` is the user's word or `auto`. Raises ConfigError for what cannot work here."""
+    if facts.world == 1:
+        return CollectiveChoice("none", "", "one rank has nobody to talk to")
+    _refuse(wanted, facts)
+    if wanted == "auto":
+        wanted, why = _automatic(facts)
+    else:
+        why = "asked for"
+    if wanted != "shared_memory":
+        return CollectiveChoice(wanted, "", why)
+    if facts.deepspeed_reason is None:
+        return CollectiveChoice(wanted, "deepspeed", f"{why}; DeepSpeed's op is built and safe here")
+    if facts.has_native_ring:
+        return CollectiveChoice(wanted, "native", f"{why}; own compiled ring, since {facts.deepspeed_reason}")
+    return CollectiveChoice(wanted, "python", f"{why}; Python ring, since {facts.ring_reason}")
+
+
+def _automatic(facts: CollectiveFacts) -> tuple[str, str]:
+    if facts.device_type == "cuda":
+        return "nccl", "GPU ranks"
+    if facts.world == facts.local_world:
+        if facts.has_native_ring or facts.machine in ("x86_64", "AMD64"):
+            return "shared_memory", "all ranks share a host"
+        return "gloo", f"the Python ring needs x86 and {facts.ring_reason}"
+    return "mpi", "ranks on several hosts"
+
+
+def _refuse(wanted: str, facts: CollectiveFacts) -> None:
+    several_hosts = facts.world != facts.local_world
+    if wanted == "nccl" and facts.device_type != "cuda":
+        raise ConfigError("--collective nccl needs GPU ranks, these compute on the CPU; use shared_memory")
+    if wanted == "nccl" and facts.local_world > facts.num_gpus:
+        raise ConfigError(
+            f"--collective nccl needs a GPU per rank: {facts.local_world} ranks, {facts.num_gpus} GPUs; "
+            "start fewer ranks"
+        )
+    if wanted in ("shared_memory", "mpi") and facts.device_type == "cuda":
+        raise ConfigError(f"--collective {wanted} carries CPU tensors, these ranks have GPUs; use nccl")
+    if wanted in ("shared_memory", "gloo") and several_hosts:
+        raise ConfigError(
+            f"--collective {wanted} stays on one host, but {facts.local_world} of {facts.world} ranks are "
+            "here; start the ranks with mpirun and use mpi"
+        )
+    if wanted == "mpi" or (wanted == "auto" and several_hosts and facts.device_type == "cpu"):
+        if facts.launcher != "mpirun":
+            raise ConfigError(
+                f"--collective mpi needs ranks started by mpirun, these come from {facts.launcher}; "
+                "use launch/mpirun.sh"
+            )
+        if not facts.has_mpi:
+            raise ConfigError("--collective mpi needs mpi4py; pip install 'tpinfer[mpi]'")
+
+
+def deepspeed_reason(is_built: bool, not_safe: str | None) -> str | None:
+    """Why DeepSpeed's op is not used: unsafe here, or safe but not built."""
+    return not_safe or (None if is_built else "DeepSpeed's op is not built")

@@ -1,0 +1,106 @@
+"""From a choice to an open group: the facts are gathered here, the decision is `choose`'s."""
+
+import importlib.util
+import platform
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+
+from tpinfer.collectives.build_ring import build_ring
+from tpinfer.collectives.choose import (
+    CollectiveChoice,
+    CollectiveFacts,
+    choose_collective,
+    deepspeed_reason,
+)
+from tpinfer.collectives.deepspeed_shm import DeepSpeedGroup, library_path, why_not
+from tpinfer.collectives.group import Group, SingleGroup
+from tpinfer.collectives.mpi import MpiGroup
+from tpinfer.collectives.shared_memory import open_ring
+from tpinfer.config.environment import read_environment
+from tpinfer.config.errors import RankError
+from tpinfer.launching.seat import Seat
+
+
+def gather_facts(
+    device_type: str,
+    world: int,
+    local_world: int,
+    launcher: str,
+    machine_facts: tuple[frozenset[str], int, int],
+    num_gpus: int,
+) -> CollectiveFacts:
+    """Facts of this machine. machine_facts: CPU flags, usable cores, free bytes of /dev/shm."""
+    library, ring_reason = build_ring()
+    flags, num_cores, shm_free_bytes = machine_facts
+    not_safe = why_not(flags, local_world, num_cores, shm_free_bytes)
+    return CollectiveFacts(
+        device_type=device_type,
+        world=world,
+        local_world=local_world,
+        launcher=launcher,
+        num_gpus=num_gpus,
+        has_mpi=importlib.util.find_spec("mpi4py") is not None,
+        has_native_ring=library is not None,
+        ring_reason=ring_reason,
+        deepspeed_reason=deepspeed_reason(library_path().is_file(), not_safe),
+        machine=platform.machine(),
+    )
+
+
+def open_group(
+    wanted: str,
+    seat: Seat,
+    device: torch.device,
+    timeout_s: float,
+    machine_facts: tuple[frozenset[str], int, int],
+) -> tuple[Group, CollectiveChoice]:
+    """Choose and connect. A collective call. Raises ConfigError or RankError."""
+    num_gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+    if seat.world == 1:
+        facts = CollectiveFacts(device.type, 1, 1, seat.launcher, num_gpus, False, False, "", "one rank")
+    else:
+        facts = gather_facts(
+            device.type, seat.world, seat.local_world, seat.launcher, machine_facts, num_gpus
+        )
+    choice = choose_collective(wanted, facts)
+    return _open(choice, seat, device, timeout_s), choice
+
+
+def _open(choice: CollectiveChoice, seat: Seat, device: torch.device, timeout_s: float) -> Group:
+    if choice.name == "none":
+        return SingleGroup()
+    if choice.name == "mpi":
+        return MpiGroup(seat.rank, seat.world)
+    if choice.name == "shared_memory":
+        name = f"{seat.run_id}-g{seat.generation}-ring"
+        ring = open_ring(name, seat.rank, seat.world, timeout_s, native=choice.variant != "python")
+        if choice.variant == "deepspeed":
+            return DeepSpeedGroup(ring, library_path(), f"{seat.run_id}-g{seat.generation}")
+        return ring
+    # torch.distributed is slow to import and most CPU runs never need it.
+    from tpinfer.collectives.torch_groups import open_gloo, open_nccl
+
+    directory = _meeting_place(seat)
+    if choice.name == "gloo":
+        group = open_gloo(directory, seat.rank, seat.world, timeout_s)
+    else:
+        group = open_nccl(directory, seat.rank, seat.world, device, timeout_s)
+    group.barrier()
+    if seat.rank == 0:
+        shutil.rmtree(directory, ignore_errors=True)
+    return group
+
+
+def _meeting_place(seat: Seat) -> Path:
+    """A directory only this user can enter, the same for all ranks of the run."""
+    given = read_environment().rendezvous
+    root = given if given is not None else Path(tempfile.gettempdir()) / f"tpinfer-{seat.run_id}"
+    directory = root / f"g{seat.generation}"
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    owner = directory.stat()
+    if owner.st_mode & 0o077:
+        raise RankError(f"{directory} can be entered by others; remove it and start again")
+    return directory

@@ -1,0 +1,89 @@
+"""gloo and NCCL groups through torch, without a global process group and without a TCP store.
+
+Ranks of one host meet through a file in a private directory. gloo is bound to loopback; NCCL picks its own links.
+"""
+
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from tpinfer.collectives.gathered import GatheredGroup
+from tpinfer.collectives.group import Group
+from tpinfer.config.errors import RankError
+
+
+class TorchGroup(GatheredGroup):
+    """A group over one of torch's process groups."""
+
+    def __init__(self, name: str, rank: int, size: int, process_group: dist.ProcessGroup) -> None:
+        super().__init__(rank, size)
+        self.name = name
+        self._group = process_group
+
+    def all_reduce(self, tensor: torch.Tensor) -> None:
+        self._wait(self._group.allreduce([tensor]))
+
+    def all_gather(self, out: torch.Tensor, tensor: torch.Tensor) -> None:
+        parts = list(out.unbind(0))
+        self._wait(self._group.allgather([parts], [tensor.contiguous()]))
+
+    def broadcast(self, t: torch.Tensor, src: int) -> None:
+        options = dist.BroadcastOptions()
+        options.rootRank = src
+        self._wait(self._group.broadcast([t], options))
+
+    def barrier(self) -> None:
+        self._wait(self._group.barrier())
+
+    def send(self, tensor: torch.Tensor, to: int) -> None:
+        self._wait(self._group.send([tensor.contiguous()], to, 0))
+
+    def recv(self, tensor: torch.Tensor, source: int) -> None:
+        self._wait(self._group.recv([tensor], source, 0))
+
+    def _wait(self, work: dist.Work | None) -> None:
+        try:
+            if work is not None:
+                work.wait()
+        except RuntimeError as error:
+            raise RankError(
+                f"{self.name}: a collective failed ({str(error)[:200]}); "
+                "another rank has died or hangs - look at its output"
+            ) from error
+
+
+def open_gloo(directory: Path, rank: int, size: int, timeout_s: float) -> Group:
+    """A gloo group whose sockets listen on loopback alone."""
+    options = dist.ProcessGroupGloo._Options()
+    options._devices = [dist.ProcessGroupGloo.create_device(interface="lo")]
+    options._timeout = timedelta(seconds=timeout_s)
+    store = _store(directory / "gloo", size, timeout_s)
+    try:
+        group = dist.ProcessGroupGloo(store, rank, size, options)
+    except RuntimeError as error:
+        raise RankError(f"gloo: the ranks did not meet within {timeout_s:g} s ({error})") from error
+    return TorchGroup("gloo", rank, size, group)
+
+
+def open_nccl(directory: Path, rank: int, size: int, device: torch.device, timeout_s: float) -> Group:
+    """An NCCL group on this rank's GPU, connected before it returns."""
+    options = dist.ProcessGroupNCCL.Options()
+    options._timeout = timedelta(seconds=timeout_s)
+    store = _store(directory / "nccl", size, timeout_s)
+    try:
+        group = dist.ProcessGroupNCCL(store, rank, size, options)
+        opened = TorchGroup("nccl", rank, size, group)
+        # The first collective makes the connections; a graph capture later must not.
+        opened.all_reduce(torch.zeros(1, device=device))
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        raise RankError(f"nccl: the ranks could not connect ({str(error)[:300]})") from error
+    return opened
+
+
+def _store(path: Path, size: int, timeout_s: float) -> dist.Store:
+    store = dist.FileStore(str(path), size)
+    store.set_timeout(timedelta(seconds=timeout_s))
+    return store
