@@ -1,66 +1,109 @@
-"""Compile `ring.c` once with the system's C compiler and keep the library in the user's cache.
+"""Compile the native shared-memory ring once: `python -m tpinfer.collectives.build_ring`.
 
-    python -m tpinfer.collectives.build_ring
-
-Without a compiler the Python ring does the same work, some four times slower.
+Set-up calls it; a rank that finds no library compiles it itself, which takes a second. The library
+is kept in the user's cache under a name that changes with the source, the flags and the processor
+it was compiled for. Needs any C compiler; without one the Python ring is used.
 """
 
 import ctypes
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
-import sys
+import tempfile
 from pathlib import Path
 
 from tpinfer.config.environment import read_environment
 
 SOURCE = Path(__file__).with_name("ring.c")
-FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", "-Wall")
+_COMPILERS = ("cc", "gcc", "clang")
+_FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC")
+_NATIVE = "-march=native"
+_COMPILE_TIMEOUT_S = 60.0
 
 
 def library_path() -> Path:
-    """Where the compiled ring for this processor lies or would lie."""
-    key = hashlib.blake2b(SOURCE.read_bytes(), digest_size=6)
-    key.update(" ".join(FLAGS).encode())
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        key.update(next((line for line in lines if line.startswith(("flags", "Features"))), "").encode())
-    except OSError:
-        key.update(b"unknown processor")
-    return read_environment().user_cache / f"ring-{key.hexdigest()}.so"
+    """Where the library for this source and this processor belongs."""
+    seed = SOURCE.read_bytes() + repr((_FLAGS, _NATIVE, platform.machine())).encode()
+    digest = hashlib.blake2b(seed + _processor_flags(), digest_size=8).hexdigest()
+    return read_environment().user_cache / f"ring-{digest}.so"
+
+
+def find_compiler() -> str | None:
+    """Path of a C compiler, or None."""
+    return next(filter(None, map(shutil.which, _COMPILERS)), None)
 
 
 def build_ring() -> tuple[Path | None, str]:
-    """(library, ""), or (None, why there is none). Safe to call from several processes at once."""
-    target = library_path()
-    if target.is_file():
-        return target, ""
-    compiler = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
+    """(library, where it came from), compiling it where it is missing; (None, why not)."""
+    path = library_path()
+    if _is_ours(path):
+        return path, "compiled before"
+    compiler = find_compiler()
     if compiler is None:
-        return None, "no C compiler (cc, gcc or clang) is installed"
-    fresh = target.with_suffix(f".{os.getpid()}")
+        return None, f"no C compiler found ({', '.join(_COMPILERS)}); install gcc"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        command = [compiler, *FLAGS, "-o", str(fresh), str(SOURCE)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        if done.returncode:
-            return None, f"{compiler} failed: {done.stderr.strip()[-200:]}"
-        ctypes.CDLL(str(fresh))
-        fresh.replace(target)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return None, f"the compiled ring cannot be used: {error}"
-    finally:
-        fresh.unlink(missing_ok=True)
-    return target, ""
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".ring-", dir=path.parent) as scratch:
+            fresh = Path(scratch, path.name)
+            problem = _compile(compiler, fresh)
+            if problem:
+                return None, problem
+            fresh.chmod(0o700)
+            # Ranks may compile at once: each renames its own, complete, library into place.
+            os.replace(fresh, path)
+    except (OSError, subprocess.SubprocessError) as error:
+        return None, f"{compiler} could not be run in {path.parent}: {error}"
+    return path, f"compiled now with {compiler}"
 
 
-def main() -> int:
-    """Build and say what came of it; a missing compiler is no failure."""
+def _compile(compiler: str, target: Path) -> str:
+    """Compile for this processor, else for its family. Returns what went wrong, if it did."""
+    message = ""
+    for flags in ((*_FLAGS, _NATIVE), _FLAGS):
+        command = [compiler, *flags, str(SOURCE), "-o", str(target)]
+        run = subprocess.run(
+            command, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S, check=False
+        )
+        if run.returncode == 0:
+            return ""
+        message = run.stderr.strip().partition("\n")[0]
+    return f"{compiler} failed: {message}"
+
+
+def _is_ours(path: Path) -> bool:
+    """A library that only this user can have written."""
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    return status.st_uid == os.getuid() and not status.st_mode & 0o022
+
+
+def _processor_flags() -> bytes:
+    """What -march=native looks at: a cache shared between machines must tell them apart."""
+    try:
+        with open("/proc/cpuinfo", "rb") as file:
+            head = file.read(16384)
+    except OSError:
+        return platform.processor().encode()
+    keep = (b"flags", b"Features", b"vendor_id", b"CPU implementer", b"CPU part")
+    lines = [line for line in head.split(b"\n") if line.startswith(keep)]
+    return b"\n".join(sorted(set(lines)))
+
+
+def load_ring() -> tuple[ctypes.PyDLL | None, str]:
+    """(library, where it came from), or (None, why it cannot be had)."""
     path, reason = build_ring()
-    print(f"native ring: {path}" if path else f"native ring: not built, {reason}; the Python ring is used")
-    return 0
+    if path is None:
+        return None, reason
+    try:
+        return ctypes.PyDLL(str(path)), reason
+    except OSError as error:
+        return None, f"{path} cannot be loaded: {error}; delete it"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    built, said = build_ring()
+    print(f"native shared-memory ring: {built or 'not built, the Python one is used'} ({said})")

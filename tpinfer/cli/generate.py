@@ -1,0 +1,228 @@
+"""`tpinfer generate`: start ranks if nobody has, then generate, stream and tell where the time went.
+
+Everything the user can get wrong is checked before a rank starts.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tpinfer.cli.generate_flags import SHAPE_PREFIX, engine_config, model_directory
+from tpinfer.cli.generate_flags import add_flags as add_flags
+from tpinfer.cli.prompts import Prompt, read_prompts, reads_stdin
+from tpinfer.cli.stream import Progress, TextStream
+from tpinfer.config.environment import read_environment
+from tpinfer.config.errors import ConfigError
+from tpinfer.config.huggingface import read_generation_defaults, read_model_spec
+from tpinfer.config.sampling import SamplingParams
+from tpinfer.config.topology_reader import load_topology
+from tpinfer.sharding.partition import partition_model
+
+if TYPE_CHECKING:
+    from tpinfer.engine.llm import Engine
+    from tpinfer.engine.requests import GenerationRequest
+    from tpinfer.launching.seat import Seat
+    from tpinfer.text.tokenizer import Tokenizer
+
+EPILOG = """examples:
+  tpinfer generate --prompt "Once upon a time" --max-tokens 60
+  tpinfer generate --tp 2 --chat --prompt "Tell me a story about a fox."
+  tpinfer generate --model ~/models/Qwen3-0.6B --tp 2 --prompts questions.jsonl --json answers.jsonl
+  torchrun --nproc-per-node 2 -m tpinfer generate --prompt "Hello"
+"""
+ENGINE_MODULES = ("torch", "tpinfer.engine.llm")
+"""What ranks that our launcher forks have imported already."""
+
+
+def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Be the launcher, or one rank; returns the exit code."""
+    environment = read_environment()
+    if environment.rank is None:
+        tp = args.tp or 1
+        _check(args, tp)
+        if tp > 1:
+            from tpinfer.launching.ranks import launch
+
+            return launch(argv, tp, preload=ENGINE_MODULES, reads_stdin=reads_stdin(args))
+    from tpinfer.launching.guard import guard_rank, run_rank
+    from tpinfer.launching.seat import seat_from_environment
+
+    seat = seat_from_environment(environment, args.device)
+    guard_rank(seat)
+    return run_rank(seat, environment, lambda: _run_rank(args, seat))
+
+
+def _check(args: argparse.Namespace, tp: int) -> None:
+    """Refuse what cannot work, with the remedy, while nothing has started. Raises ConfigError."""
+    config = engine_config(args, tp)
+    spec = read_model_spec(config.model_dir)
+    shares = load_topology(config.topology).shares if config.topology else None
+    partition_model(spec, tp, shares)
+    _sampling(args, config.model_dir)
+    if args.chat and args.raw:
+        raise ConfigError("--chat and --raw exclude each other; give one")
+    if not reads_stdin(args):
+        read_prompts(args)
+
+
+def _run_rank(args: argparse.Namespace, seat: "Seat") -> int:
+    from tpinfer.engine.llm import open_engine
+
+    config = engine_config(args, args.tp or seat.world)
+    if seat.rank:
+        engine = open_engine(config, seat)
+        with closing(engine):
+            engine.serve()
+        return 0
+    if seat.launcher not in ("tpinfer", "single"):
+        _check(args, config.tp)
+    prompts = read_prompts(args)
+    tokenizer = _tokenizer(args, config.model_dir)
+    requests = _requests(args, config.model_dir, prompts, tokenizer)
+    progress = Progress(sys.stderr)
+    engine = open_engine(config, seat, progress.show)
+    progress.finish()
+    with closing(engine):
+        return _generate(args, engine, prompts, requests, tokenizer)
+
+
+def _generate(
+    args: argparse.Namespace,
+    engine: "Engine",
+    prompts: Sequence[Prompt],
+    requests: "Sequence[GenerationRequest]",
+    tokenizer: "Tokenizer | None",
+) -> int:
+    quiet = args.json == "-"
+    echoes = [prompt.text if not args.chat and args.prompt else None for prompt in prompts]
+    stream = TextStream(sys.stdout, tokenizer, echoes) if not quiet else None
+    exit_code = 0
+    try:
+        for event in engine.generate(requests):
+            if stream is not None:
+                stream.show(event.index, event.token_id, event.finish_reason)
+    except KeyboardInterrupt:
+        exit_code = 130
+    if stream is not None:
+        stream.finish()
+    if exit_code:
+        print("stopped", file=sys.stderr)
+        return exit_code
+    if args.json:
+        _write_json(args.json, engine, tokenizer)
+    wants_table = sys.stdout.isatty() if args.table is None else args.table
+    if (wants_table and not quiet) or args.explain:
+        _print_report(args, engine, wants_table and not quiet)
+    return 0
+
+
+def _print_report(args: argparse.Namespace, engine: "Engine", with_table: bool) -> None:
+    from tpinfer.cli.attribution_table import render_run
+
+    report = engine.report()
+    if with_table:
+        print("\n" + render_run(report))
+    if args.explain:
+        print("\nWhat was chosen here, and why\n  " + "\n  ".join(report.choices), flush=True)
+
+
+def _write_json(name: str, engine: "Engine", tokenizer: "Tokenizer | None") -> None:
+    """One object per prompt, in order; these keys stay as they are."""
+    lines = []
+    for result in engine.results():
+        timing = result.timing
+        value = {
+            "prompt_token_ids": result.prompt_token_ids,
+            "token_ids": result.token_ids,
+            "text": tokenizer.decode(result.token_ids) if tokenizer else None,
+            "finish_reason": result.finish_reason,
+            "timing": None if timing is None else {
+                "ttft_s": timing.ttft_s,
+                "tpot_s": timing.tpot_s,
+                "e2e_s": timing.e2e_s,
+                "itl_s": timing.itl_s,
+            },
+            "attribution": result.attribution.to_json() if result.attribution else None,
+        }  # fmt: skip
+        lines.append(json.dumps(value, ensure_ascii=False) + "\n")
+    if name == "-":
+        sys.stdout.write("".join(lines))
+        return
+    try:
+        Path(name).write_text("".join(lines), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot be written ({error.strerror}); pass another --json") from error
+
+
+def _tokenizer(args: argparse.Namespace, directory: Path) -> "Tokenizer | None":
+    """The checkpoint's tokenizer; None where it has none and none is needed."""
+    from tpinfer.text.tokenizer import Tokenizer
+
+    if (directory / "tokenizer.json").is_file():
+        return Tokenizer(directory)
+    needed = any(prompt.token_ids is None for prompt in read_prompts(args)) if args.prompts else True
+    return Tokenizer(directory) if needed and not args.model.startswith(SHAPE_PREFIX) else None
+
+
+def _requests(
+    args: argparse.Namespace,
+    directory: Path,
+    prompts: Sequence[Prompt],
+    tokenizer: "Tokenizer | None",
+) -> "list[GenerationRequest]":
+    from tpinfer.engine.requests import GenerationRequest
+
+    params = _sampling(args, directory)
+    vocab_size = read_model_spec(directory).vocab_size
+    requests = []
+    for number, prompt in enumerate(prompts, 1):
+        token_ids = list(prompt.token_ids or _encode(args, directory, prompt.text or "", tokenizer))
+        if not token_ids:
+            raise ConfigError(f"prompt {number} has no tokens; give it at least one character")
+        too_large = next((t for t in token_ids if t >= vocab_size), None)
+        if too_large is not None:
+            raise ConfigError(
+                f"prompt {number}: token {too_large} is outside the model's vocabulary of {vocab_size}; "
+                "tokenizer and model do not belong together"
+            )
+        requests.append(GenerationRequest(token_ids, params))
+    return requests
+
+
+def _encode(
+    args: argparse.Namespace, directory: Path, text: str, tokenizer: "Tokenizer | None"
+) -> list[int]:
+    if tokenizer is None:
+        return list(text.encode())  # random weights have no tokenizer: bytes stand in for tokens
+    if not args.chat:
+        return tokenizer.encode(text)
+    from tpinfer.text.chat_template import ChatTemplate, find_template
+
+    source = find_template(directory)
+    if source is None:
+        raise ConfigError(f"{directory} has no chat template; leave out --chat")
+    names = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
+    messages = [{"role": "system", "content": args.system}] if args.system else []
+    messages.append({"role": "user", "content": text})
+    return tokenizer.encode(ChatTemplate(source, names).render(messages), add_special_tokens=False)
+
+
+def _sampling(args: argparse.Namespace, directory: Path) -> SamplingParams:
+    spec = read_model_spec(directory)
+    return read_generation_defaults(directory).sampling_params(
+        spec.eos_token_ids,
+        temperature=0.0 if args.greedy else args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        seed=args.seed,
+        max_tokens=args.max_tokens,
+        ignore_eos=args.ignore_eos,
+    )
+
+
+__all__ = ["EPILOG", "add_flags", "model_directory", "run"]

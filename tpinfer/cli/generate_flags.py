@@ -1,0 +1,128 @@
+"""Flags of `tpinfer generate`, and the settings they stand for."""
+
+import argparse
+from pathlib import Path
+
+from tpinfer.config.dtypes import DType
+from tpinfer.config.engine import COMPUTE_DTYPES, EngineConfig
+from tpinfer.config.errors import ConfigError
+from tpinfer.config.huggingface import find_model_directory
+from tpinfer.config.units import parse_size
+from tpinfer.embedded.locate import MODELS, embedded_model, shape_directory, shape_names
+
+SHAPE_PREFIX = "shape:"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare all flags."""
+    _model_flags(parser.add_argument_group("model and ranks"))
+    _prompt_flags(parser.add_argument_group("prompts"))
+    _sampling_flags(parser.add_argument_group("sampling (defaults: the checkpoint's generation_config.json, else greedy)"))
+    _output_flags(parser.add_argument_group("output"))
+    _memory_flags(parser.add_argument_group("memory and batching"))
+
+
+def _model_flags(group: argparse._ArgumentGroup) -> None:
+    shapes = ", ".join(shape_names())
+    group.add_argument(
+        "--model", default="story", metavar="DIR",
+        help="checkpoint directory, or a hub id already in the local cache; default: the small trained model that "
+        f"comes along ({' and '.join(MODELS)}); shape:NAME gives random weights ({shapes})",
+    )  # fmt: skip
+    group.add_argument("--tp", type=int, metavar="N", help="tensor-parallel ranks (default 1, or the launcher's)")
+    group.add_argument(
+        "--dtype", choices=["auto", *COMPUTE_DTYPES], default="auto",
+        help="compute in this; auto: the checkpoint's, float32 on CPUs without AVX512_BF16",
+    )  # fmt: skip
+    group.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    group.add_argument(
+        "--collective", choices=["auto", "nccl", "gloo", "mpi", "shared_memory"], default="auto",
+        help="what carries the sums between ranks",
+    )  # fmt: skip
+    group.add_argument(
+        "--topology", metavar="FILE", help="YAML of this machine, or the name of a shipped one: ceilings and shares"
+    )
+    group.add_argument("--explain", action="store_true", help="print each choice and the reason for it")
+    group.add_argument("--wait-timeout", type=float, default=300.0, metavar="S", help="longest wait for a rank (300)")
+
+
+def _prompt_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--prompt", action="append", metavar="TEXT", help="can be given several times")
+    group.add_argument("--file", metavar="FILE", help="the whole file is one prompt; - is standard input")
+    group.add_argument(
+        "--prompts", metavar="FILE", help='JSON lines of {"prompt": ...} or {"prompt_token_ids": [...]}'
+    )
+    group.add_argument("--chat", action="store_true", help="put prompts through the chat template")
+    group.add_argument("--raw", action="store_true", help="continue the prompt as it stands (the default)")
+    group.add_argument("--system", metavar="TEXT", help="system message of a chat")
+
+
+def _sampling_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--max-tokens", type=int, metavar="N", help="most tokens to write (128)")
+    group.add_argument("--temperature", type=float, metavar="T", help="0 always takes the likeliest token")
+    group.add_argument("--greedy", action="store_true", help="the same as --temperature 0")
+    group.add_argument("--top-k", type=int, metavar="K", help="only the K likeliest tokens; 0: all")
+    group.add_argument("--top-p", type=float, metavar="P", help="only the likeliest tokens that make up P")
+    group.add_argument("--min-p", type=float, metavar="P", help="only tokens at least P times as likely as the best")
+    group.add_argument("--seed", type=int, metavar="S", help="the same seed gives the same text")
+    group.add_argument("--ignore-eos", action="store_true", help="go on to --max-tokens whatever comes")
+
+
+def _output_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--json", metavar="FILE", help="one JSON object a prompt, in order; - is standard output")
+    group.add_argument(
+        "--table", action=argparse.BooleanOptionalAction, default=None,
+        help="print where the time went (default: on a terminal)",
+    )  # fmt: skip
+
+
+def _memory_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--max-model-len", type=int, metavar="N", help="longest prompt plus output, in tokens")
+    group.add_argument(
+        "--memory-utilization", type=float, default=0.9, metavar="X", help="share of free memory to use (0.9)"
+    )
+    group.add_argument("--kv-bytes", metavar="SIZE", help="KV cache per rank, such as 2GB or a count of bytes")
+    group.add_argument("--block-size", type=int, default=16, metavar="N", help="tokens per KV block (16)")
+    group.add_argument("--max-num-seqs", type=int, default=32, metavar="N", help="most prompts in one step (32)")
+    group.add_argument(
+        "--max-num-batched-tokens", type=int, default=2048, metavar="N",
+        help="most tokens in one step; longer prompts go in chunks (2048)",
+    )  # fmt: skip
+
+
+def model_directory(name: str) -> Path:
+    """Directory of what --model names. Raises ConfigError."""
+    try:
+        if name.startswith(SHAPE_PREFIX):
+            return shape_directory(name.removeprefix(SHAPE_PREFIX))
+        if name in MODELS:
+            return embedded_model(name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return find_model_directory(name)
+
+
+def engine_config(args: argparse.Namespace, tp: int) -> EngineConfig:
+    """The engine settings of a run on `tp` ranks. Raises ConfigError."""
+    return EngineConfig(
+        model_dir=model_directory(args.model),
+        tp=tp,
+        dtype=None if args.dtype == "auto" else DType(args.dtype),
+        load_format="random" if args.model.startswith(SHAPE_PREFIX) else "auto",
+        max_model_len=args.max_model_len,
+        memory_utilization=args.memory_utilization,
+        kv_bytes=_bytes(args.kv_bytes),
+        block_size=args.block_size,
+        max_num_seqs=args.max_num_seqs,
+        max_num_batched_tokens=args.max_num_batched_tokens,
+        collective=args.collective,
+        device=args.device,
+        topology=args.topology,
+        wait_timeout_s=args.wait_timeout,
+    )
+
+
+def _bytes(text: str | None) -> int | None:
+    if text is None or text.isdecimal():
+        return None if text is None else int(text)
+    return int(parse_size(text))

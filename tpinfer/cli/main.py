@@ -1,0 +1,69 @@
+"""The `tpinfer` command. Each verb lives in its own file and imports what it needs when it runs."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from tpinfer.config.errors import TpinferError
+
+VERBS = {
+    "generate": "write text with a model, over one rank or several, and say where the time went",
+    "doctor": "show what this machine has, what would be chosen here, and what is missing",
+}
+ORIENTATION = """tpinfer - tensor-parallel LLM inference that knows where every microsecond goes
+
+  tpinfer generate --prompt "Once upon a time"        a small model that comes along writes a story
+  tpinfer generate --tp 2 --model DIR --prompt "..."  your checkpoint on two ranks
+  tpinfer doctor                                      what this machine has and what is missing
+
+`tpinfer VERB --help` explains a verb."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with every verb."""
+    parser = argparse.ArgumentParser(
+        prog="tpinfer",
+        description="Tensor-parallel LLM inference that knows where every microsecond goes.",
+    )
+    parser.add_argument("--version", action="version", version=f"tpinfer {_version()}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+    for name, summary in VERBS.items():
+        verb = importlib.import_module(f"tpinfer.cli.{name}")
+        verb.add_flags(
+            verbs.add_parser(
+                name,
+                help=summary,
+                description=f"{summary[0].upper()}{summary[1:]}.",
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+                epilog=verb.EPILOG,
+            )
+        )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 1 for a failure, 2 for a mistake in the call."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.verb is None:
+        print(ORIENTATION)
+        return 0
+    verb = importlib.import_module(f"tpinfer.cli.{args.verb}")
+    try:
+        return verb.run(args, argv)
+    except TpinferError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def _version() -> str:
+    try:
+        return version("tpinfer")
+    except PackageNotFoundError:
+        return "(not installed)"
