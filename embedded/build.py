@@ -45,10 +45,12 @@ class Recipe:
 
 
 RECIPES = {
-    "story": Recipe(192, 6, 6, 3, 512, 2600, 3e-3),
-    "story-draft": Recipe(96, 3, 3, 3, 256, 2600, 5e-3),
+    "story": Recipe(192, 6, 6, 3, 512, 2400, 3e-3),
+    "story-draft": Recipe(96, 3, 3, 3, 256, 2000, 5e-3),
 }
-BATCH, LENGTH, WARMUP = 8, 256, 100
+BATCH, LENGTH, WARMUP = 12, 208, 100
+IGNORED = -100
+"""Label of padding: no loss."""
 
 
 def train_tokenizer() -> Tokenizer:
@@ -75,15 +77,17 @@ def render(document: str | list[tuple[str, str]]) -> str:
     return "".join(turns) + SPECIAL[0]
 
 
-def token_stream(tokenizer: Tokenizer, num_tokens: int, seed: int) -> torch.Tensor:
-    """int64 [num_tokens] of fresh documents, one behind the other."""
-    tokens: list[int] = []
-    while len(tokens) < num_tokens:
-        texts = [render(document) for document in corpus.documents(seed, 5000)]
-        for encoded in tokenizer.encode_batch(texts):
-            tokens += encoded.ids
-        seed += 1
-    return torch.tensor(tokens[:num_tokens])
+def token_rows(tokenizer: Tokenizer, num_rows: int, seed: int) -> torch.Tensor:
+    """int64 [num_rows, LENGTH]: one document a row from its first token, cut or padded with IGNORED.
+
+    A row never holds two stories, so whom a sentence speaks of is always to be found in the row.
+    """
+    rows = torch.full((num_rows, LENGTH), IGNORED)
+    texts = (render(document) for document in corpus.documents(seed, num_rows))
+    for row, encoded in zip(rows, tokenizer.encode_batch(list(texts)), strict=True):
+        ids = torch.tensor(encoded.ids[:LENGTH])
+        row[: len(ids)] = ids
+    return rows
 
 
 def make_config(recipe: Recipe, vocab_size: int) -> transformers.LlamaConfig:
@@ -113,21 +117,24 @@ def train(recipe: Recipe, tokenizer: Tokenizer, name: str, out: Path, steps: int
     plain = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=recipe.peak_rate, betas=(0.9, 0.95))
-    stream = token_stream(tokenizer, steps * BATCH * LENGTH, seed=100).view(steps, BATCH, LENGTH)
+    rows = token_rows(tokenizer, steps * BATCH, seed=100).view(steps, BATCH, LENGTH)
     began, smoothed = time.time(), 0.0
     for step in range(steps):
         ramp = min(1.0, (step + 1) / WARMUP)
         fall = 0.02 + 0.49 * (1 + cos(pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = recipe.peak_rate * ramp * fall
-        loss = model(input_ids=stream[step], labels=stream[step]).loss
+        loss = model(input_ids=rows[step].clamp_min(0), labels=rows[step]).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         smoothed = loss.item() if step == 0 else 0.98 * smoothed + 0.02 * loss.item()
         if (step + 1) % 50 == 0:
-            print(f"{name} {step + 1}/{steps} loss {smoothed:.3f} {time.time() - began:.0f} s", flush=True)
+            print(
+                f"{name} {step + 1}/{steps} loss {smoothed:.3f} {time.time() - began:.0f} s",
+                flush=True,
+            )
         if (step + 1) % 400 == 0 or step + 1 == steps:
             export(model, tokenizer, out / name)
 

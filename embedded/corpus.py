@@ -9,20 +9,13 @@ import random
 from collections.abc import Iterator
 
 NAMES = {
-    "she": "Anna Mia Lily Rosa Clara Nora Elsa Ivy Ruth Maya Tilda Greta Hanna Zoe Emma Alma".split(),
-    "he": "Ben Tom Leo Max Oscar Finn Hugo Emil Paul Sam Otto Karl Jonas Theo Noah Milo".split(),
+    "she": ["Anna", "Mia", "Lily", "Rosa", "Clara", "Nora", "Elsa", "Ivy", "Ruth", "Maya", "Tilda", "Greta", "Hanna", "Zoe", "Emma", "Alma"],
+    "he": ["Ben", "Tom", "Leo", "Max", "Oscar", "Finn", "Hugo", "Emil", "Paul", "Sam", "Otto", "Karl", "Jonas", "Theo", "Noah", "Milo"],
 }
-ANIMALS = "fox rabbit bear mouse owl hedgehog squirrel duck frog badger otter goose cat dog".split()
-TRAITS = "little old clever shy brave kind curious quiet cheerful patient young gentle".split()
-PLACES = (
-    "the forest|the village|the garden|the old mill|the harbour|the meadow|the market|the lighthouse|"
-    "the library|the farm|the river|the hill|the bakery|the school|the castle|the beach"
-).split("|")
-THINGS = (
-    "a red kite|a wooden boat|a silver key|a blue lantern|a small drum|a warm scarf|a brass bell|a paper map|"
-    "a green ball|a golden coin|a glass marble|a long rope|a yellow umbrella|a tin whistle|a picture book|"
-    "a basket of apples"
-).split("|")
+ANIMALS = ["fox", "rabbit", "bear", "mouse", "owl", "hedgehog", "squirrel", "duck", "frog", "badger", "otter", "goose", "cat", "dog"]
+TRAITS = ["little", "old", "clever", "shy", "brave", "kind", "curious", "quiet", "cheerful", "patient", "young", "gentle"]
+PLACES = ["the forest", "the village", "the garden", "the old mill", "the harbour", "the meadow", "the market", "the lighthouse", "the library", "the farm", "the river", "the hill", "the bakery", "the school", "the castle", "the beach"]
+THINGS = ["a red kite", "a wooden boat", "a silver key", "a blue lantern", "a small drum", "a warm scarf", "a brass bell", "a paper map", "a green ball", "a golden coin", "a glass marble", "a long rope", "a yellow umbrella", "a tin whistle", "a picture book", "a basket of apples"]
 WEATHER = {
     "sunny": "The sun was shining and the sky was blue.",
     "rainy": "It was raining, and the leaves were dripping.",
@@ -30,16 +23,13 @@ WEATHER = {
     "snowy": "Snow was falling, and everything was white and still.",
     "foggy": "A thick fog lay over the land.",
 }
-FOODS = "bread soup apples cake honey cheese berries pancakes cookies pears".split()
-COLORS = "red blue green yellow white black brown orange".split()
+FOODS = ["bread", "soup", "apples", "cake", "honey", "cheese", "berries", "pancakes", "cookies", "pears"]
+COLORS = ["red", "blue", "green", "yellow", "white", "black", "brown", "orange"]
 OPPOSITES = {
     "big": "small", "hot": "cold", "day": "night", "up": "down", "happy": "sad", "fast": "slow",
     "old": "young", "open": "closed", "light": "dark", "long": "short", "wet": "dry", "loud": "quiet",
 }  # fmt: skip
-NUMBERS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen"
-).split()
+NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen"]
 CAPITALS = {
     "France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Germany": "Berlin", "Japan": "Tokyo",
     "Norway": "Oslo", "Austria": "Vienna", "Greece": "Athens", "Egypt": "Cairo", "Poland": "Warsaw",
@@ -128,7 +118,9 @@ def possession(hero: Hero, thing: str) -> list[str]:
 
 def lost(rng: random.Random, hero: Hero, friend: Hero, thing: str, place: str) -> list[str]:
     """The thing is lost and found."""
-    spot = rng.choice(["under a bush", "behind a stone", "in the tall grass", "beside the path", "under a bridge"])
+    spot = rng.choice(
+        ["under a bush", "behind a stone", "in the tall grass", "beside the path", "under a bridge"]
+    )
     return [
         rng.choice([
             f"But when {hero.pronoun} came to {place}, {the(thing)} was gone.",
@@ -145,7 +137,9 @@ def lost(rng: random.Random, hero: Hero, friend: Hero, thing: str, place: str) -
 
 def broken(rng: random.Random, hero: Hero, friend: Hero, thing: str, place: str) -> list[str]:
     """The thing breaks and is mended."""
-    tool = rng.choice(["some glue", "a piece of string", "a needle and thread", "a little wood", "a bit of wire"])
+    tool = rng.choice(
+        ["some glue", "a piece of string", "a needle and thread", "a little wood", "a bit of wire"]
+    )
     return [
         f"At {place} {hero.pronoun} fell over a root, and {the(thing)} broke.",
         f'"What shall I do now?" asked {hero.name} with tears in {hero.their} eyes.',

@@ -34,7 +34,9 @@ PART_LIMITS_S = {
 
 def main() -> int:
     """Run all parts (or, with --part, one of them in this process)."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "profiling" / "results" / "gpu")
     parser.add_argument("--probe", type=Path, help="probe_gpu.py: several ranks on one card")
     parser.add_argument("--nccl", type=Path, help="libnccl.so.2 >= 2.30 for the probe")
@@ -68,13 +70,23 @@ def run_parts(args: argparse.Namespace) -> dict[str, object]:
             continue
         began = time.monotonic()
         results[part] = run_part(part, args, limit_s)
-        print(f"{part}: {time.monotonic() - began:.1f} s {json.dumps(results[part])[:300]}", flush=True)
+        print(
+            f"{part}: {time.monotonic() - began:.1f} s {json.dumps(results[part])[:300]}",
+            flush=True,
+        )
     return results
 
 
 def run_part(part: str, args: argparse.Namespace, limit_s: float) -> object:
     """One part under its time limit."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--part", part, "--out", str(args.out)]
+    command = [
+        sys.executable,
+        str(Path(__file__).resolve()),
+        "--part",
+        part,
+        "--out",
+        str(args.out),
+    ]
     for flag in ("probe", "nccl"):
         if getattr(args, flag):
             command += [f"--{flag}", str(getattr(args, flag))]
@@ -128,7 +140,9 @@ def part_machine(args: argparse.Namespace) -> dict[str, object]:
     props = torch.cuda.get_device_properties(0)
     query = "name,driver_version,clocks.max.mem,clocks.max.sm,pcie.link.gen.max,pcie.link.width.max"
     smi = subprocess.run(
-        ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], capture_output=True, text=True
+        ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
     )
     return {
         "python": sys.version.split()[0],
@@ -182,7 +196,10 @@ def part_matmul(args: argparse.Namespace) -> dict[str, object]:
     right = torch.randn(size, size, device="cuda").to(torch.float8_e4m3fn).t()
     ones = torch.ones(size, 1, device="cuda")
     spent_us = median_us(
-        lambda: torch._scaled_mm(left, right, ones, ones.t().contiguous(), out_dtype=torch.bfloat16), 20
+        lambda: torch._scaled_mm(
+            left, right, ones, ones.t().contiguous(), out_dtype=torch.bfloat16
+        ),
+        20,
     )
     found["fp8_8192"] = {"us": spent_us, "tflops": 2 * size**3 / spent_us / 1e6}
     return found
@@ -274,17 +291,30 @@ def part_generate(args: argparse.Namespace) -> dict[str, object]:
     source = args.out / "prompts.jsonl"
     source.write_text("".join(json.dumps({"prompt_token_ids": p}) + "\n" for p in prompts))
     command = [sys.executable, "-m", "tpinfer", "generate", "--model", str(directory), "--tp", "1"]
-    command += ["--prompts", str(source), "--max-tokens", "32", "--temperature", "0", "--ignore-eos"]
+    command += [
+        "--prompts",
+        str(source),
+        "--max-tokens",
+        "32",
+        "--temperature",
+        "0",
+        "--ignore-eos",
+    ]
     command += ["--dtype", "bfloat16", "--json", str(out)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         return {"exit": done.returncode, "tail": text_tail(done.stderr)}
     ours = [json.loads(line) for line in out.read_text().splitlines()]
-    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16).cuda()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.bfloat16
+    ).cuda()
     agreements = []
     for prompt, line in zip(prompts, ours, strict=True):
         theirs = model.generate(
-            torch.tensor([prompt], device="cuda"), max_new_tokens=32, min_new_tokens=32, do_sample=False
+            torch.tensor([prompt], device="cuda"),
+            max_new_tokens=32,
+            min_new_tokens=32,
+            do_sample=False,
         )[0, len(prompt) :].tolist()
         agreements.append(sum(a == b for a, b in zip(theirs, line["token_ids"], strict=True)) / 32)
     return {
@@ -306,7 +336,9 @@ def part_trace(args: argparse.Namespace) -> dict[str, object]:
     def step() -> torch.Tensor:
         hidden = tokens
         for weight in weights:
-            hidden = torch.nn.functional.silu(torch.nn.functional.rms_norm(hidden @ weight, (size,)))
+            hidden = torch.nn.functional.silu(
+                torch.nn.functional.rms_norm(hidden @ weight, (size,))
+            )
         return hidden
 
     step()
@@ -359,7 +391,12 @@ def part_ncu(args: argparse.Namespace) -> dict[str, object]:
         "silu": {"read": 4096 * 8192 * 2, "write": 4096 * 8192 * 2},
         "matmul": {"read": (28672 + 4096) * 8192 * 2, "write": 4096 * 28672 * 2},
     }
-    return {"exit": done.returncode, "csv": rows, "ledger_bytes": expected, "tail": text_tail(done.stderr, 400)}
+    return {
+        "exit": done.returncode,
+        "csv": rows,
+        "ledger_bytes": expected,
+        "tail": text_tail(done.stderr, 400),
+    }
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, object]]] = {

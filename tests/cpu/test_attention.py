@@ -25,15 +25,20 @@ def oracle(
             kv_head = (first_head + head) // group
             keys = keys_NKD[start : last + 1, kv_head].double()
             scores = keys @ query_THD[token, head].double() / head_dim**0.5
-            out[token, head] = torch.softmax(scores, 0) @ values_NKD[start : last + 1, kv_head].double()
+            out[token, head] = (
+                torch.softmax(scores, 0) @ values_NKD[start : last + 1, kv_head].double()
+            )
     return out
 
 
 @pytest.mark.parametrize("window", [None, 5])
-@pytest.mark.parametrize("blocks", [[1, 2, 3, 4, 5], [4, 0, 5, 2, 1]], ids=["adjoining", "scattered"])
+@pytest.mark.parametrize(
+    "blocks", [[1, 2, 3, 4, 5], [4, 0, 5, 2, 1]], ids=["adjoining", "scattered"]
+)
 @pytest.mark.parametrize(("num_tokens", "context"), [(1, 1), (1, 9), (6, 6), (5, 17), (1, 20)])
 @pytest.mark.parametrize(
-    ("num_heads", "num_kv_heads", "group", "offset"), [(8, 2, 4, 0), (5, 2, 3, 0), (4, 2, 3, 2), (1, 1, 4, 2)]
+    ("num_heads", "num_kv_heads", "group", "offset"),
+    [(8, 2, 4, 0), (5, 2, 3, 0), (4, 2, 3, 2), (1, 1, 4, 2)],
 )
 def test_matches_the_definition(
     window: int | None, blocks: list[int], num_tokens: int, context: int,

@@ -38,7 +38,9 @@ def whole_tensors(spec: ModelSpec, dtype: torch.dtype) -> dict[str, torch.Tensor
 
 def allocate_on(rank: int):
     def allocate(parameter: ParameterSpec) -> torch.Tensor:
-        return torch.full(parameter.shard.local_shape(rank), torch.nan, dtype=to_torch(parameter.dtype))
+        return torch.full(
+            parameter.shard.local_shape(rank), torch.nan, dtype=to_torch(parameter.dtype)
+        )
 
     return allocate
 
@@ -52,7 +54,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 9])
 @pytest.mark.parametrize("dtype", [DType.FLOAT32, DType.BFLOAT16])
-def test_each_rank_gets_its_slice_and_reads_no_more(checkpoint: Path, size: int, dtype: DType) -> None:
+def test_each_rank_gets_its_slice_and_reads_no_more(
+    checkpoint: Path, size: int, dtype: DType
+) -> None:
     partition = partition_model(NINE, size)
     wanted = decoder_parameters(NINE, partition, dtype)
     for rank in range(size):
@@ -75,7 +79,9 @@ def _assert_slices(
         for piece in parameter.shard.pieces(rank):
             source = whole[checkpoint_name(parameter.name, piece.segment)]
             expected = source.narrow(dim, piece.source[0], piece.source[1] - piece.source[0])
-            found = loaded[parameter.name].narrow(dim, piece.local[0], piece.local[1] - piece.local[0])
+            found = loaded[parameter.name].narrow(
+                dim, piece.local[0], piece.local[1] - piece.local[0]
+            )
             assert torch.equal(found, expected.to(found.dtype)), (parameter.name, piece)
 
 
@@ -94,7 +100,9 @@ def test_indexed_files_and_missing_prefix(tmp_path: Path) -> None:
     assert torch.equal(loaded["final_norm.weight"], tensors["norm.weight"])
 
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"names model-00002-of-00002\.safetensors, which is missing"):
+    with pytest.raises(
+        CheckpointError, match=r"names model-00002-of-00002\.safetensors, which is missing"
+    ):
         CheckpointReader(tmp_path)
     index.write_text(json.dumps({"weight_map": {"a": "../secrets.safetensors"}}))
     with pytest.raises(CheckpointError, match="outside its own directory"):
@@ -107,14 +115,22 @@ def test_missing_and_misshaped_tensors_are_named(tmp_path: Path) -> None:
     wanted = decoder_parameters(spec, partition_model(spec, 1), DType.FLOAT32)
     gone = "model.layers.1.self_attn.k_proj.weight"
     save_file({k: v for k, v in tensors.items() if k != gone}, tmp_path / "model.safetensors")
-    with CheckpointReader(tmp_path) as reader, pytest.raises(CheckpointError, match=f"{gone} is missing"):
+    with (
+        CheckpointReader(tmp_path) as reader,
+        pytest.raises(CheckpointError, match=f"{gone} is missing"),
+    ):
         load_parameters(reader, wanted, 0, allocate_on(0))
     save_file(tensors | {gone: torch.zeros(16, 60)}, tmp_path / "model.safetensors")
     match = r"k_proj\.weight: expected shape \(16, 64\) from config\.json, found \(16, 60\)"
     with CheckpointReader(tmp_path) as reader, pytest.raises(CheckpointError, match=match):
         load_parameters(reader, wanted, 0, allocate_on(0))
-    save_file({k: v for k, v in tensors.items() if k != "lm_head.weight"}, tmp_path / "model.safetensors")
-    with CheckpointReader(tmp_path) as reader, pytest.raises(CheckpointError, match="tie_word_embeddings"):
+    save_file(
+        {k: v for k, v in tensors.items() if k != "lm_head.weight"}, tmp_path / "model.safetensors"
+    )
+    with (
+        CheckpointReader(tmp_path) as reader,
+        pytest.raises(CheckpointError, match="tie_word_embeddings"),
+    ):
         load_parameters(reader, wanted, 0, allocate_on(0))
 
 
@@ -122,7 +138,9 @@ def test_pickles_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="neither model.safetensors nor"):
         CheckpointReader(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match=r"only pickle weights \(pytorch_model.bin\).*save_pretrained"):
+    with pytest.raises(
+        CheckpointError, match=r"only pickle weights \(pytorch_model.bin\).*save_pretrained"
+    ):
         CheckpointReader(tmp_path)
 
 

@@ -42,7 +42,9 @@ def test_filters_keep_only_the_likeliest(filters: dict[str, float], allowed: set
 
 def test_keys_alone_decide() -> None:
     assert uniform(1, 2, 3) == uniform(1, 2, 3)
-    seen = {uniform(s, i, p, q) for s in range(5) for i in range(5) for p in range(5) for q in range(5)}
+    seen = {
+        uniform(s, i, p, q) for s in range(5) for i in range(5) for p in range(5) for q in range(5)
+    }
     assert len(seen) == 625 and all(0 < value < 1 for value in seen)
 
 

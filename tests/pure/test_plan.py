@@ -6,7 +6,6 @@ import pytest
 from tpinfer.steps.plan import Command, RowPlan, SequenceRecord, StepPlan, decode, encode
 
 
-
 def test_plan_round_trip_and_golden_bytes() -> None:
     plan = StepPlan(5, (RowPlan(0, 7, (3, 4), 0, False), RowPlan(2, 1)), (1,))
     payload = encode(plan)

@@ -94,7 +94,9 @@ def test_every_element_of_every_parameter_is_held(
 def test_pieces_of_a_fused_weight_are_packed_in_order() -> None:
     spec = tiny(num_heads=9, num_kv_heads=3)
     qkv = next(
-        p for p in decoder_parameters(spec, partition_model(spec, 2), DType.FLOAT32) if "qkv" in p.name
+        p
+        for p in decoder_parameters(spec, partition_model(spec, 2), DType.FLOAT32)
+        if "qkv" in p.name
     )
     pieces = qkv.shard.pieces(1)
     assert [(p.segment, p.source, p.local) for p in pieces] == [

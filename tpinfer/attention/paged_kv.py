@@ -77,9 +77,14 @@ class KeyRange:
         return cache_2KSD.index_select(2, self.slots)
 
 
-def key_range(table: BlockTable, start: int, stop: int, block_size: int, device: torch.device) -> KeyRange:
+def key_range(
+    table: BlockTable, start: int, stop: int, block_size: int, device: torch.device
+) -> KeyRange:
     """Locate positions [start, stop) of a sequence."""
-    first, last = start // block_size - table.num_dropped, (stop - 1) // block_size - table.num_dropped
+    first, last = (
+        start // block_size - table.num_dropped,
+        (stop - 1) // block_size - table.num_dropped,
+    )
     held = table.blocks[first : last + 1]
     if held[-1] - held[0] == last - first and all(
         b - a == 1 for a, b in zip(held, held[1:], strict=False)

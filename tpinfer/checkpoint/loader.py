@@ -33,7 +33,10 @@ def load_parameters(
     progress(bytes done, bytes in all) is called after each parameter. Raises CheckpointError naming file,
     tensor, expected and found; every tensor is looked up before the first one is read.
     """
-    plan = [(p, [(piece, _locate(reader, p, piece)) for piece in p.shard.pieces(rank)]) for p in parameters]
+    plan = [
+        (p, [(piece, _locate(reader, p, piece)) for piece in p.shard.pieces(rank)])
+        for p in parameters
+    ]
     total = sum(parameter.local_bytes(rank) for parameter in parameters)
     loaded: dict[str, torch.Tensor] = {}
     done = 0

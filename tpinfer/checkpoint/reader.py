@@ -125,7 +125,9 @@ class CheckpointReader:
         try:
             descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be opened ({error.strerror}); check permissions") from error
+            raise CheckpointError(
+                f"{path}: cannot be opened ({error.strerror}); check permissions"
+            ) from error
         self._files[path] = descriptor
         size = os.fstat(descriptor).st_size
         header, first = _read_header(path, descriptor, size)
@@ -148,7 +150,9 @@ def _index_map(index: Path) -> dict[str, str]:
         ) from error
     for _, file in names:
         if file != Path(file).name or file in (".", ".."):
-            raise CheckpointError(f"{index}: names file {file!r} outside its own directory; refused")
+            raise CheckpointError(
+                f"{index}: names file {file!r} outside its own directory; refused"
+            )
     return dict(names)
 
 
@@ -163,7 +167,9 @@ def _read_header(path: Path, descriptor: int, size: int) -> tuple[dict[str, Any]
     try:
         header = json.loads(os.pread(descriptor, length, 8))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: header is not JSON ({error}); copy the file again") from error
+        raise CheckpointError(
+            f"{path}: header is not JSON ({error}); copy the file again"
+        ) from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: header is a {type(header).__name__}, expected an object")
     return header, 8 + length
@@ -199,4 +205,6 @@ def _refuse_overlap(path: Path, entries: Mapping[str, TensorEntry]) -> None:
     placed = sorted((e.start, e.stop, name) for name, e in entries.items() if e.stop > e.start)
     for (_, stop, before), (start, _, behind) in zip(placed, placed[1:], strict=False):
         if start < stop:
-            raise CheckpointError(f"{path}: tensors {before} and {behind} overlap; the file is damaged")
+            raise CheckpointError(
+                f"{path}: tensors {before} and {behind} overlap; the file is damaged"
+            )

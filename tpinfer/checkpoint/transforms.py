@@ -18,7 +18,11 @@ def byte_view(tensor: torch.Tensor) -> memoryview:
 
 
 def read_slice(
-    reader: CheckpointReader, entry: TensorEntry, rows: Range, columns: Range | None, target: torch.Tensor
+    reader: CheckpointReader,
+    entry: TensorEntry,
+    rows: Range,
+    columns: Range | None,
+    target: torch.Tensor,
 ) -> None:
     """Fill `target` with rows (and, where given, columns) of a tensor in the file.
 
@@ -32,7 +36,9 @@ def read_slice(
         return
     matrix = target.view(num_rows, last - first)
     is_direct = (
-        target.device.type == "cpu" and target.is_contiguous() and from_torch(target.dtype) is entry.dtype
+        target.device.type == "cpu"
+        and target.is_contiguous()
+        and from_torch(target.dtype) is entry.dtype
     )
     if is_direct:
         _read_rows(reader, entry, rows, (first, last), matrix)

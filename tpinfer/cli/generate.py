@@ -155,7 +155,9 @@ def _write_json(name: str, engine: "Engine", tokenizer: "Tokenizer | None") -> N
     try:
         Path(name).write_text("".join(lines), encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"{name}: cannot be written ({error.strerror}); pass another --json") from error
+        raise ConfigError(
+            f"{name}: cannot be written ({error.strerror}); pass another --json"
+        ) from error
 
 
 def _tokenizer(args: argparse.Namespace, directory: Path) -> "Tokenizer | None":
@@ -164,7 +166,9 @@ def _tokenizer(args: argparse.Namespace, directory: Path) -> "Tokenizer | None":
 
     if (directory / "tokenizer.json").is_file():
         return Tokenizer(directory)
-    needed = any(prompt.token_ids is None for prompt in read_prompts(args)) if args.prompts else True
+    needed = (
+        any(prompt.token_ids is None for prompt in read_prompts(args)) if args.prompts else True
+    )
     return Tokenizer(directory) if needed and not args.model.startswith(SHAPE_PREFIX) else None
 
 

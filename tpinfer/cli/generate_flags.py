@@ -17,7 +17,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare all flags."""
     _model_flags(parser.add_argument_group("model and ranks"))
     _prompt_flags(parser.add_argument_group("prompts"))
-    _sampling_flags(parser.add_argument_group("sampling (defaults: the checkpoint's generation_config.json, else greedy)"))
+    _sampling_flags(
+        parser.add_argument_group(
+            "sampling (defaults: the checkpoint's generation_config.json, else greedy)"
+        )
+    )
     _output_flags(parser.add_argument_group("output"))
     _memory_flags(parser.add_argument_group("memory and batching"))
 
@@ -29,7 +33,9 @@ def _model_flags(group: argparse._ArgumentGroup) -> None:
         help="checkpoint directory, or a hub id already in the local cache; default: the small trained model that "
         f"comes along ({' and '.join(MODELS)}); shape:NAME gives random weights ({shapes})",
     )  # fmt: skip
-    group.add_argument("--tp", type=int, metavar="N", help="tensor-parallel ranks (default 1, or the launcher's)")
+    group.add_argument(
+        "--tp", type=int, metavar="N", help="tensor-parallel ranks (default 1, or the launcher's)"
+    )
     group.add_argument(
         "--dtype", choices=["auto", *COMPUTE_DTYPES], default="auto",
         help="compute in this; auto: the checkpoint's, float32 on CPUs without AVX512_BF16",
@@ -40,36 +46,67 @@ def _model_flags(group: argparse._ArgumentGroup) -> None:
         help="what carries the sums between ranks",
     )  # fmt: skip
     group.add_argument(
-        "--topology", metavar="FILE", help="YAML of this machine, or the name of a shipped one: ceilings and shares"
+        "--topology",
+        metavar="FILE",
+        help="YAML of this machine, or the name of a shipped one: ceilings and shares",
     )
-    group.add_argument("--explain", action="store_true", help="print each choice and the reason for it")
-    group.add_argument("--wait-timeout", type=float, default=300.0, metavar="S", help="longest wait for a rank (300)")
+    group.add_argument(
+        "--explain", action="store_true", help="print each choice and the reason for it"
+    )
+    group.add_argument(
+        "--wait-timeout",
+        type=float,
+        default=300.0,
+        metavar="S",
+        help="longest wait for a rank (300)",
+    )
 
 
 def _prompt_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--prompt", action="append", metavar="TEXT", help="can be given several times")
-    group.add_argument("--file", metavar="FILE", help="the whole file is one prompt; - is standard input")
     group.add_argument(
-        "--prompts", metavar="FILE", help='JSON lines of {"prompt": ...} or {"prompt_token_ids": [...]}'
+        "--prompt", action="append", metavar="TEXT", help="can be given several times"
+    )
+    group.add_argument(
+        "--file", metavar="FILE", help="the whole file is one prompt; - is standard input"
+    )
+    group.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help='JSON lines of {"prompt": ...} or {"prompt_token_ids": [...]}',
     )
     group.add_argument("--chat", action="store_true", help="put prompts through the chat template")
-    group.add_argument("--raw", action="store_true", help="continue the prompt as it stands (the default)")
+    group.add_argument(
+        "--raw", action="store_true", help="continue the prompt as it stands (the default)"
+    )
     group.add_argument("--system", metavar="TEXT", help="system message of a chat")
 
 
 def _sampling_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--max-tokens", type=int, metavar="N", help="most tokens to write (128)")
-    group.add_argument("--temperature", type=float, metavar="T", help="0 always takes the likeliest token")
+    group.add_argument(
+        "--temperature", type=float, metavar="T", help="0 always takes the likeliest token"
+    )
     group.add_argument("--greedy", action="store_true", help="the same as --temperature 0")
     group.add_argument("--top-k", type=int, metavar="K", help="only the K likeliest tokens; 0: all")
-    group.add_argument("--top-p", type=float, metavar="P", help="only the likeliest tokens that make up P")
-    group.add_argument("--min-p", type=float, metavar="P", help="only tokens at least P times as likely as the best")
+    group.add_argument(
+        "--top-p", type=float, metavar="P", help="only the likeliest tokens that make up P"
+    )
+    group.add_argument(
+        "--min-p",
+        type=float,
+        metavar="P",
+        help="only tokens at least P times as likely as the best",
+    )
     group.add_argument("--seed", type=int, metavar="S", help="the same seed gives the same text")
-    group.add_argument("--ignore-eos", action="store_true", help="go on to --max-tokens whatever comes")
+    group.add_argument(
+        "--ignore-eos", action="store_true", help="go on to --max-tokens whatever comes"
+    )
 
 
 def _output_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--json", metavar="FILE", help="one JSON object a prompt, in order; - is standard output")
+    group.add_argument(
+        "--json", metavar="FILE", help="one JSON object a prompt, in order; - is standard output"
+    )
     group.add_argument(
         "--table", action=argparse.BooleanOptionalAction, default=None,
         help="print where the time went (default: on a terminal)",
@@ -77,13 +114,25 @@ def _output_flags(group: argparse._ArgumentGroup) -> None:
 
 
 def _memory_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--max-model-len", type=int, metavar="N", help="longest prompt plus output, in tokens")
     group.add_argument(
-        "--memory-utilization", type=float, default=0.9, metavar="X", help="share of free memory to use (0.9)"
+        "--max-model-len", type=int, metavar="N", help="longest prompt plus output, in tokens"
     )
-    group.add_argument("--kv-bytes", metavar="SIZE", help="KV cache per rank, such as 2GB or a count of bytes")
-    group.add_argument("--block-size", type=int, default=16, metavar="N", help="tokens per KV block (16)")
-    group.add_argument("--max-num-seqs", type=int, default=32, metavar="N", help="most prompts in one step (32)")
+    group.add_argument(
+        "--memory-utilization",
+        type=float,
+        default=0.9,
+        metavar="X",
+        help="share of free memory to use (0.9)",
+    )
+    group.add_argument(
+        "--kv-bytes", metavar="SIZE", help="KV cache per rank, such as 2GB or a count of bytes"
+    )
+    group.add_argument(
+        "--block-size", type=int, default=16, metavar="N", help="tokens per KV block (16)"
+    )
+    group.add_argument(
+        "--max-num-seqs", type=int, default=32, metavar="N", help="most prompts in one step (32)"
+    )
     group.add_argument(
         "--max-num-batched-tokens", type=int, default=2048, metavar="N",
         help="most tokens in one step; longer prompts go in chunks (2048)",

@@ -34,7 +34,9 @@ def read_prompts(args: argparse.Namespace) -> list[Prompt]:
     if not found and reads_stdin(args):
         found.append(Prompt(sys.stdin.read()))
     if not found:
-        raise ConfigError('there is no prompt; pass --prompt "...", --file FILE, --prompts FILE.jsonl, or pipe text in')
+        raise ConfigError(
+            'there is no prompt; pass --prompt "...", --file FILE, --prompts FILE.jsonl, or pipe text in'
+        )
     return found
 
 
@@ -53,7 +55,9 @@ def _read_lines(name: str) -> list[Prompt]:
     lines = _read_text(name).splitlines()
     found = [_parse_line(f"{name}:{n}", line) for n, line in enumerate(lines, 1) if line.strip()]
     if not found:
-        raise ConfigError(f'{name}: has no lines; put one object a line, such as {{"prompt": "Hello"}}')
+        raise ConfigError(
+            f'{name}: has no lines; put one object a line, such as {{"prompt": "Hello"}}'
+        )
     return found
 
 
@@ -63,9 +67,15 @@ def _parse_line(place: str, line: str) -> Prompt:
         value: Any = json.loads(line)
     except ValueError as error:
         raise ConfigError(f"{place}: is not JSON ({error}); expected {expected}") from error
-    if isinstance(value, dict) and isinstance(value.get("prompt"), str) and "prompt_token_ids" not in value:
+    if (
+        isinstance(value, dict)
+        and isinstance(value.get("prompt"), str)
+        and "prompt_token_ids" not in value
+    ):
         return Prompt(value["prompt"])
-    ids = value.get("prompt_token_ids") if isinstance(value, dict) and "prompt" not in value else None
+    ids = (
+        value.get("prompt_token_ids") if isinstance(value, dict) and "prompt" not in value else None
+    )
     if isinstance(ids, list) and ids and all(type(i) is int and i >= 0 for i in ids):
         return Prompt(None, tuple(ids))
     raise ConfigError(f"{place}: {line.strip()[:60]!r} is not a prompt; expected {expected}")

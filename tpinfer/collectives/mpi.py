@@ -3,7 +3,6 @@
 import torch
 
 from tpinfer.collectives.gathered import GatheredGroup
-from tpinfer.collectives.group import Group
 from tpinfer.config.errors import RankError
 
 

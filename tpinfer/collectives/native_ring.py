@@ -52,7 +52,7 @@ class NativeRing:
             raise ConfigError("the compiled ring is of another version; delete it and compile anew")
         layout = segment.layout
         self._segment = segment
-        self._exported = ctypes.c_char.from_buffer(segment.memory)
+        self._exported: ctypes.c_char | None = ctypes.c_char.from_buffer(segment.memory)
         self._ring = _Ring(
             segment=ctypes.addressof(self._exported),
             rank=segment.rank,
@@ -81,7 +81,8 @@ class NativeRing:
 
     def bind_all_reduce(self, dtype: torch.dtype) -> Callable[[torch.Tensor], None]:
         """All-reduce of contiguous CPU tensors of one dtype."""
-        call, ring, code, fail = self._calls["all_reduce"], self._address, DTYPE_CODES[dtype], self._fail
+        call, fail = self._calls["all_reduce"], self._fail
+        ring, code = self._address, DTYPE_CODES[dtype]
 
         def all_reduce(t: torch.Tensor) -> None:
             result = call(ring, t.data_ptr(), t.numel(), code)
@@ -124,8 +125,8 @@ class NativeRing:
 
     def close(self) -> None:
         """Let go of the segment's memory; it can then be unmapped."""
-        self._calls.clear()
-        del self._exported
+        self._ring.segment = None
+        self._exported = None
 
     def _run(self, name: str, *arguments: int) -> None:
         result = self._calls[name](self._address, *arguments)

@@ -18,7 +18,7 @@ from tpinfer.collectives.choose import (
 from tpinfer.collectives.deepspeed_shm import DeepSpeedGroup, library_path, why_not
 from tpinfer.collectives.group import Group, SingleGroup
 from tpinfer.collectives.mpi import MpiGroup
-from tpinfer.collectives.shared_memory import open_ring
+from tpinfer.collectives.shared_memory import open_shared_memory
 from tpinfer.config.environment import read_environment
 from tpinfer.config.errors import RankError
 from tpinfer.launching.seat import Seat
@@ -66,17 +66,20 @@ def open_group(
             device.type, seat.world, seat.local_world, seat.launcher, machine_facts, num_gpus
         )
     choice = choose_collective(wanted, facts)
-    return _open(choice, seat, device, timeout_s), choice
+    return _open(choice, seat, device, timeout_s, machine_facts[1]), choice
 
 
-def _open(choice: CollectiveChoice, seat: Seat, device: torch.device, timeout_s: float) -> Group:
+def _open(
+    choice: CollectiveChoice, seat: Seat, device: torch.device, timeout_s: float, num_cores: int
+) -> Group:
     if choice.name == "none":
         return SingleGroup()
     if choice.name == "mpi":
         return MpiGroup(seat.rank, seat.world)
     if choice.name == "shared_memory":
         name = f"{seat.run_id}-g{seat.generation}-ring"
-        ring = open_ring(name, seat.rank, seat.world, timeout_s, native=choice.variant != "python")
+        native = False if choice.variant == "python" else None
+        ring = open_shared_memory(name, seat.rank, seat.world, timeout_s, num_cores, native)
         if choice.variant == "deepspeed":
             return DeepSpeedGroup(ring, library_path(), f"{seat.run_id}-g{seat.generation}")
         return ring

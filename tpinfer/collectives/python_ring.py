@@ -14,6 +14,7 @@ import torch
 from tpinfer.collectives.ring_segment import (
     ABORT,
     ABORTED,
+    CLOSED,
     INTERRUPTED,
     PEER_GONE,
     TIMED_OUT,
@@ -27,7 +28,7 @@ NUM_SPINS = 200
 GRAIN = 32
 """Elements at whose multiples parts start; as in ring.c."""
 _CHECK_EVERY, _SLEEP_AFTER_NS, _SLEEP_S = 32, 20_000_000, 50e-6
-_PEERS_EVERY_NS = 50_000_000
+_PEERS_EVERY_NS, _MOST_VIEWS = 50_000_000, 256
 
 
 class PythonRing:
@@ -48,6 +49,8 @@ class PythonRing:
         self._one_shot_bytes = min(one_shot_bytes, layout.slot_bytes)
         self._num_spins = num_spins
         self._phase = 0
+        self._is_closed = False
+        self._views: dict[tuple[int, torch.dtype], list[list[torch.Tensor]]] = {}
         self.last_wait_ns = 0
         order = [(segment.rank + step) % layout.size for step in range(1, layout.size)]
         self._peers = [(layout.flag_word(peer), peer) for peer in order]
@@ -60,11 +63,15 @@ class PythonRing:
             num_elements = t.numel()
             if num_elements == 0:
                 return
+            if self._is_closed:
+                raise self._segment.failure(CLOSED, self._rank)
             self.last_wait_ns = 0
             flat = t.view(-1)
             if num_elements * width <= self._one_shot_bytes:
-                self._exchange(flat)
-                self._sum(flat, self._phase, 0)
+                parts = self._parts(num_elements, dtype)[self._phase + 1 & 1]
+                parts[self._rank].copy_(flat)
+                self._meet(self._phase + 1)
+                _add_up(flat, parts)
                 return
             for chunk in flat.split(self._layout.slot_bytes // width):
                 self._reduce_chunk(chunk)
@@ -153,6 +160,8 @@ class PythonRing:
 
     def close(self) -> None:
         """Let go of the segment's memory; it can then be unmapped."""
+        self._is_closed = True
+        self._views.clear()
         self._memory = torch.empty(0, dtype=torch.uint8)
 
     def _slot(
@@ -175,16 +184,19 @@ class PythonRing:
     def _sum(self, flat: torch.Tensor, phase: int, offset: int) -> None:
         """flat <- the sum, in rank order, of what lies at `offset` in the slots of `phase`."""
         count, dtype = flat.numel(), flat.dtype
-        parts = [self._slot(peer, phase, offset, count, dtype) for peer in range(self._size)]
-        if dtype.itemsize > 2:
-            torch.add(parts[0], parts[1], out=flat)
-            for part in parts[2:]:
-                flat.add_(part)
-            return
-        total = parts[0].float()
-        for part in parts[1:]:
-            total.add_(part)
-        flat.copy_(total)
+        _add_up(flat, [self._slot(peer, phase, offset, count, dtype) for peer in range(self._size)])
+
+    def _parts(self, num_elements: int, dtype: torch.dtype) -> list[list[torch.Tensor]]:
+        """For even and odd phases: the start of every rank's slot. Made once per message size."""
+        key = num_elements, dtype
+        found = self._views.get(key)
+        if found is None:
+            if len(self._views) == _MOST_VIEWS:
+                self._views.clear()
+            ranks = range(self._size)
+            found = [[self._slot(r, p, 0, num_elements, dtype) for r in ranks] for p in (0, 1)]
+            self._views[key] = found
+        return found
 
     def _reduce_chunk(self, flat: torch.Tensor) -> None:
         """Each rank sums its part of the chunk, then all gather the parts."""
@@ -239,7 +251,7 @@ class PythonRing:
             now_ns = time.perf_counter_ns()
             waited_ns = now_ns - began_ns
             if waited_ns > _SLEEP_AFTER_NS:
-                num_looks = -1  # look at the clock every time
+                num_looks = _CHECK_EVERY - 1  # look at the clock every time
                 time.sleep(_SLEEP_S)
             code = TIMED_OUT if waited_ns > timeout_ns else 0
             if not code and now_ns - asked_ns > _PEERS_EVERY_NS:
@@ -252,3 +264,16 @@ class PythonRing:
 
 def _as_bytes(t: torch.Tensor) -> torch.Tensor:
     return t.view(-1).view(torch.uint8)
+
+
+def _add_up(flat: torch.Tensor, parts: Sequence[torch.Tensor]) -> None:
+    """flat <- the sum of the parts in their order; 16-bit floats in float32, rounded once."""
+    if flat.dtype.itemsize > 2:
+        torch.add(parts[0], parts[1], out=flat)
+        for part in parts[2:]:
+            flat.add_(part)
+        return
+    total = parts[0].float()
+    for part in parts[1:]:
+        total.add_(part)
+    flat.copy_(total)

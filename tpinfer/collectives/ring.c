@@ -26,8 +26,8 @@
 #include <immintrin.h>
 #endif
 
-enum { F32, BF16, F16, F64, I32, I64 };                       /* codes in native_ring.py */
-enum { OK, TIMED_OUT, PEER_GONE, ABORTED, INTERRUPTED };      /* codes in ring_segment.py */
+enum { F32, BF16, F16, F64, I32, I64 };                           /* codes in native_ring.py */
+enum { OK, TIMED_OUT, PEER_GONE, ABORTED, INTERRUPTED, CLOSED };  /* codes in ring_segment.py */
 
 #define RELEASE_AFTER_NS 200000LL   /* keep Python's lock through short waits */
 #define SLEEP_AFTER_NS 20000000LL   /* from then on sleep between looks */
@@ -41,7 +41,7 @@ enum { OK, TIMED_OUT, PEER_GONE, ABORTED, INTERRUPTED };      /* codes in ring_s
 
 /* Mirrored field by field in native_ring.py. */
 struct ring {
-    uint8_t *segment;
+    uint8_t *segment;       /* NULL once the group is closed */
     int64_t rank, size;
     int64_t abort_offset, flags_offset, mail_flags_offset, mail_offset, slots_offset;
     int64_t slot_bytes, mail_bytes, one_shot_bytes;
@@ -166,6 +166,7 @@ static int wait_for(struct ring *r, const word *flag, uint64_t want, int64_t pee
 static int begin(struct ring *r)
 {
     r->last_wait_ns = 0;
+    if (!r->segment) return CLOSED;
     if (atomic_load_explicit(word_at(r, r->abort_offset), memory_order_relaxed)) return ABORTED;
     return OK;
 }
@@ -437,8 +438,9 @@ int ring_mail(struct ring *r, uint8_t *values, int64_t bytes, int64_t peer, int6
     word *sent = word_at(r, r->mail_flags_offset) + pair * 2 * LINE_WORDS, *taken = sent + LINE_WORDS;
     uint8_t *box = r->segment + r->mail_offset + pair * r->mail_bytes;
     word *own = outgoing ? sent : taken;
-    uint64_t count = atomic_load_explicit(own, memory_order_relaxed);
     int code = begin(r);
+    if (code) return code;
+    uint64_t count = atomic_load_explicit(own, memory_order_relaxed);
     int64_t began = now_ns();
     for (int64_t at = 0; at < bytes && !code; at += r->mail_bytes) {
         size_t piece = (size_t)(bytes - at < r->mail_bytes ? bytes - at : r->mail_bytes);

@@ -20,7 +20,7 @@ MAX_RANKS = 64
 """As in ring.c."""
 SEGMENT_BYTES = 8 << 20
 """Most that one group takes of /dev/shm."""
-TIMED_OUT, PEER_GONE, ABORTED, INTERRUPTED = 1, 2, 3, 4
+TIMED_OUT, PEER_GONE, ABORTED, INTERRUPTED, CLOSED = 1, 2, 3, 4, 5
 """Why a call failed; as in ring.c."""
 LINE_WORDS = 16
 """64-bit words between two counters: 128 bytes, so that no two share a cache line pair."""
@@ -125,6 +125,8 @@ class RingSegment:
 
     def failure(self, code: int, culprit: int) -> RankError:
         """The error of a call of this rank that ended with `code`, waiting for `culprit`."""
+        if code == CLOSED:
+            return RankError("the shared_memory group is closed on this rank; open it again")
         who, reported_by = f"rank {culprit}", ""
         if code == ABORTED:
             reason = self.words[ABORT]

@@ -7,8 +7,8 @@ Source: the roofline model, Williams, Waterman and Patterson 2009.
 
 from dataclasses import dataclass
 
-from tpinfer.config.dtypes import DType
 from tpinfer.config.ceilings import Ceilings, MemoryLevel
+from tpinfer.config.dtypes import DType
 from tpinfer.costs.collective import collective_floor_s
 from tpinfer.costs.ops import OpCost, OpKind
 

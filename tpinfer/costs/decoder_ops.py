@@ -30,7 +30,9 @@ class DecoderOps:
     def before_layers(self) -> list[PricedOp]:
         """Embedding and its reduce."""
         width = self.spec.hidden_size * self.compute_dtype.num_bytes
-        lookup = OpFormula(bytes_read=formula(tokens=width + 8), bytes_written=formula(tokens=width))
+        lookup = OpFormula(
+            bytes_read=formula(tokens=width + 8), bytes_written=formula(tokens=width)
+        )
         return [("embed", OpKind.EMBED, lookup), *self._reduce("embed.reduce")]
 
     def layer(self, slides: bool) -> list[PricedOp]:
@@ -60,7 +62,9 @@ class DecoderOps:
         start, stop = self.partition.vocab[self.rank]
         local = stop - start
         head = self._linear(self.spec.hidden_size, local, False, "rows")
-        float_logits = OpFormula(bytes_written=formula(rows=local * (4 - self.compute_dtype.num_bytes)))
+        float_logits = OpFormula(
+            bytes_written=formula(rows=local * (4 - self.compute_dtype.num_bytes))
+        )
         everyone = self.spec.vocab_size
         sample = OpFormula(
             flops=formula(rows=2, full_rows=5 * everyone),
@@ -68,7 +72,10 @@ class DecoderOps:
             bytes_written=formula(rows=8),
         )
         if self.partition.size == 1:
-            sample = OpFormula(flops=formula(rows=everyone), bytes_read=formula(rows=4 * everyone)) + sample
+            sample = (
+                OpFormula(flops=formula(rows=everyone), bytes_read=formula(rows=4 * everyone))
+                + sample
+            )
         return [
             ("final_norm", OpKind.NORM, self._norm("rows")),
             ("head", OpKind.LINEAR, head + float_logits),

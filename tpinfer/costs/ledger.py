@@ -100,7 +100,9 @@ class CostLedger:
         program = list(before)
         for layer in range(self.spec.num_layers):
             slides = self.spec.window(layer) is not None
-            program += [(f"layers.{layer}.{op}", kind, cost) for op, kind, cost in self._by_slides[slides]]
+            program += [
+                (f"layers.{layer}.{op}", kind, cost) for op, kind, cost in self._by_slides[slides]
+            ]
         return program + behind
 
     def _sum_by_kind(self) -> dict[OpKind, OpFormula]:

@@ -53,7 +53,9 @@ class RankSplit:
     @property
     def rollup(self) -> dict[str, int]:
         """ns by the six words; they sum to wall_ns."""
-        return {word: sum(self.leaves.get(leaf, 0) for leaf in under) for word, under in ROLLUP.items()}
+        return {
+            word: sum(self.leaves.get(leaf, 0) for leaf in under) for word, under in ROLLUP.items()
+        }
 
     def __add__(self, other: "RankSplit") -> "RankSplit":
         return RankSplit(
@@ -153,7 +155,9 @@ class Attributor:
             leaves = dict(zip(LEAVES, by_leaf.tolist(), strict=True))
             leaves["queue"] += begun_ns - start_ns
             leaves = {leaf: spent for leaf, spent in leaves.items() if spent}
-            assert sum(leaves.values()) == end_ns - start_ns, "the leaves of a window must sum to its wall"
+            assert sum(leaves.values()) == end_ns - start_ns, (
+                "the leaves of a window must sum to its wall"
+            )
             parts = zip(HOST_PARTS, by_part.tolist(), strict=True)
             splits.append(
                 RankSplit(
@@ -198,7 +202,9 @@ class Attributor:
                 matched[step_id] = found
         if not num_lost:
             return matched, ()
-        text = f"{num_lost} steps are not on every rank's record: their collectives stay comm_unsplit"
+        text = (
+            f"{num_lost} steps are not on every rank's record: their collectives stay comm_unsplit"
+        )
         return matched, (text,)
 
     def _caused(self, start_ns: int, end_ns: int) -> dict[int, int]:

@@ -136,5 +136,3 @@ def _record(sequence: Running, params: SamplingParams) -> SequenceRecord:
         min_p=params.min_p,
         seed=params.seed if params.seed is not None else sequence.index,
     )
-
-

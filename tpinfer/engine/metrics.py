@@ -6,8 +6,8 @@ from functools import reduce
 
 import msgspec
 
-from tpinfer.config.dtypes import DType
 from tpinfer.config.ceilings import Ceilings, MemoryLevel
+from tpinfer.config.dtypes import DType
 from tpinfer.costs.kv_capacity import MemoryPlan
 from tpinfer.engine.attribution import Attribution, Attributor, FloorRow
 from tpinfer.engine.executor import Executor
@@ -61,7 +61,9 @@ class Metrics:
         elif command.name == "probe":
             self._probe()
         else:
-            raise ValueError(f"command {command.name!r} is not known to this version; restart all ranks")
+            raise ValueError(
+                f"command {command.name!r} is not known to this version; restart all ranks"
+            )
 
     def forget(self) -> None:
         """A new run begins: what was gathered belongs to the last one."""

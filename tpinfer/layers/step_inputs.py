@@ -52,7 +52,18 @@ class StepInputs:
 class Activations:
     """The named buffers of one step: each op reads some and sets one. Nothing survives the step."""
 
-    __slots__ = ("best", "delta", "gate_up", "gated", "hidden", "logits", "mixed", "qkv", "residual", "tokens")
+    __slots__ = (
+        "best",
+        "delta",
+        "gate_up",
+        "gated",
+        "hidden",
+        "logits",
+        "mixed",
+        "qkv",
+        "residual",
+        "tokens",
+    )
 
     residual: torch.Tensor
     """[T, M] the stream that every layer adds to."""

@@ -10,8 +10,8 @@ from time import perf_counter_ns
 import torch
 
 from tpinfer.collectives.group import Group
-from tpinfer.config.dtypes import DType
 from tpinfer.config.ceilings import Ceilings, MemoryLevel
+from tpinfer.config.dtypes import DType
 from tpinfer.machine.discover import Machine, discover_machine
 from tpinfer.numerics.torch_dtypes import to_torch
 
@@ -91,7 +91,8 @@ def _cpu_memory(
     levels = levels or [("cache", 1 << 20)]
     beyond = min(4 * levels[-1][1], 96 << 20)
     found = [
-        MemoryLevel(name, size, _read_rate(size // 2, clock, budget_ns // 2)) for name, size in levels
+        MemoryLevel(name, size, _read_rate(size // 2, clock, budget_ns // 2))
+        for name, size in levels
     ]
     memory = _read_rate(max(beyond, 16 << 20), clock, budget_ns)
     return (*found, MemoryLevel("DRAM", machine.memory_bytes // num_ranks, memory))

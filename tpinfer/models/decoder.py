@@ -52,12 +52,12 @@ def build_decoder(parts: DecoderParts) -> list[Op]:
     for layer in range(spec.num_layers):
         program += _attention_ops(parts, layer) + _mlp_ops(parts, layer)
     head = weights["embed.weight" if spec.tie_embeddings else "head.weight"]
-    program.append(Op("final_norm", bind_final_norm(weights["final_norm.weight"], spec.rms_norm_eps)))
+    program.append(
+        Op("final_norm", bind_final_norm(weights["final_norm.weight"], spec.rms_norm_eps))
+    )
     program.append(Op("head", bind_head(head)))
     if is_sharded:
-        program.append(
-            Op("head.gather", bind_head_gather(parts.all_gather, partition.vocab, rank))
-        )
+        program.append(Op("head.gather", bind_head_gather(parts.all_gather, partition.vocab, rank)))
     program.append(Op("sample", parts.sample))
     return program
 
@@ -78,13 +78,19 @@ def _attention_ops(parts: DecoderParts, layer: int) -> list[Op]:
     attend = parts.bind_attention(layout, spec.head_dim, spec.window(layer))
     ops = [
         Op(f"{prefix}.norm", _norm(parts, f"{prefix}.norm", adds_delta=layer > 0)),
-        Op(f"{prefix}.qkv", bind_qkv(weights[f"{prefix}.qkv.weight"], _bias(parts, f"{prefix}.qkv"))),
+        Op(
+            f"{prefix}.qkv",
+            bind_qkv(weights[f"{prefix}.qkv.weight"], _bias(parts, f"{prefix}.qkv")),
+        ),
         Op(
             f"{prefix}.rope",
             bind_rope(cache, layout.num_heads, layout.num_kv_heads, norms, spec.rms_norm_eps),
         ),
         Op(f"{prefix}.core", bind_core(attend, cache, layout.num_heads)),
-        Op(f"{prefix}.out", bind_out(weights[f"{prefix}.out.weight"], _bias(parts, f"{prefix}.out"))),
+        Op(
+            f"{prefix}.out",
+            bind_out(weights[f"{prefix}.out.weight"], _bias(parts, f"{prefix}.out")),
+        ),
     ]
     return ops + _reduce(parts, f"{prefix}.reduce")
 
@@ -107,7 +113,9 @@ def _mlp_ops(parts: DecoderParts, layer: int) -> list[Op]:
 
 
 def _norm(parts: DecoderParts, name: str, *, adds_delta: bool) -> OpCall:
-    return bind_norm(parts.parameters[f"{name}.weight"], parts.spec.rms_norm_eps, adds_delta=adds_delta)
+    return bind_norm(
+        parts.parameters[f"{name}.weight"], parts.spec.rms_norm_eps, adds_delta=adds_delta
+    )
 
 
 def _bias(parts: DecoderParts, name: str) -> torch.Tensor | None:

@@ -100,7 +100,9 @@ class Scheduler:
         self._step_id += 1
         return plan
 
-    def commit(self, plan: StepPlan, sampled: Iterable[int], now_ns: int) -> list[tuple[Sequence, int]]:
+    def commit(
+        self, plan: StepPlan, sampled: Iterable[int], now_ns: int
+    ) -> list[tuple[Sequence, int]]:
         """Take the tokens of a step that ran; returns (sequence, token) in plan order and frees what ended."""
         drawn = iter(sampled)
         by_row = {sequence.row: sequence for sequence in self.running}

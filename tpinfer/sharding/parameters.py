@@ -98,9 +98,13 @@ class _Builder:
         cut = Cut("tp", 0, unit, tuple(Segment(*segment) for segment in segments))
         return ParameterSpec(name, ShardSpec(shape, (cut,)), self.dtype)
 
-    def rows(self, name: str, segment: tuple[str, int, tuple[Range, ...]], unit: int) -> ParameterSpec:
+    def rows(
+        self, name: str, segment: tuple[str, int, tuple[Range, ...]], unit: int
+    ) -> ParameterSpec:
         cut = Cut("tp", 1, unit, (Segment("all", segment[1], segment[2]),))
-        return ParameterSpec(name, ShardSpec((self.spec.hidden_size, segment[1]), (cut,)), self.dtype)
+        return ParameterSpec(
+            name, ShardSpec((self.spec.hidden_size, segment[1]), (cut,)), self.dtype
+        )
 
     def first_rank(self, name: str, size: int) -> ParameterSpec:
         ranges = ((0, size),) + ((size, size),) * (self.partition.size - 1)

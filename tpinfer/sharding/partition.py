@@ -23,7 +23,9 @@ def cut_evenly(num_units: int, shares: Sequence[float]) -> tuple[Range, ...]:
     there are enough units. Raises ValueError for shares that are not positive.
     """
     if any(share <= 0 for share in shares):
-        raise ValueError(f"shares {tuple(shares)} must all be positive; give each rank a part of the work")
+        raise ValueError(
+            f"shares {tuple(shares)} must all be positive; give each rank a part of the work"
+        )
     num_ranks, total = len(shares), sum(shares)
     edges, passed = [0], 0.0
     for index, share in enumerate(shares[:-1]):
@@ -83,9 +85,7 @@ class Partition:
         return sum(stop - start for start, stop in self.kv_heads) - self.kv_heads[-1][1]
 
 
-def partition_model(
-    spec: ModelSpec, size: int, shares: Sequence[float] | None = None
-) -> Partition:
+def partition_model(spec: ModelSpec, size: int, shares: Sequence[float] | None = None) -> Partition:
     """Split `spec` over `size` ranks, evenly or in proportion to `shares`.
 
     Raises ValueError when there are more ranks than query heads, or not one share a rank.

@@ -65,7 +65,9 @@ def assemble(config: EngineConfig, seat: Seat, progress: Progress) -> Assembly:
     """
     spec = _model_spec(config)
     topology = load_topology(config.topology) if config.topology else None
-    partition = partition_model(spec, _checked_tp(config, seat), topology.shares if topology else None)
+    partition = partition_model(
+        spec, _checked_tp(config, seat), topology.shares if topology else None
+    )
     machine = discover_machine()
     choices = choose_execution(config, spec, machine, seat.device, seat.local_world)
     device = torch.device(seat.device)
@@ -125,11 +127,25 @@ def _load_and_size(
             sample=bind_sample(),
         )
     )
-    rotary = RotaryTable(*rotary_table(spec, limits.max_model_len, to_torch(choices.compute_dtype), device))
-    rows = RowStore(limits.block_size, spec.sliding_window, limits.window is not None, rotary, device)
+    rotary = RotaryTable(
+        *rotary_table(spec, limits.max_model_len, to_torch(choices.compute_dtype), device)
+    )
+    rows = RowStore(
+        limits.block_size, spec.sliding_window, limits.window is not None, rotary, device
+    )
     worker = Worker(WorkerParts(program, rows, group, device))
     return Assembly(
-        config, seat, spec, partition, choices, topology, group, device, memory_by_rank, limits, worker
+        config,
+        seat,
+        spec,
+        partition,
+        choices,
+        topology,
+        group,
+        device,
+        memory_by_rank,
+        limits,
+        worker,
     )
 
 
@@ -214,7 +230,9 @@ def _agree_on_memory(
 def _limits(config: EngineConfig, spec: ModelSpec, memory: MemoryPlan) -> SchedulerLimits:
     slides = bool(spec.sliding_layers) and all(spec.sliding_layers)
     capacity = memory.num_blocks * config.block_size
-    longest = config.max_model_len or (spec.max_position if slides else min(spec.max_position, capacity))
+    longest = config.max_model_len or (
+        spec.max_position if slides else min(spec.max_position, capacity)
+    )
     return SchedulerLimits(
         block_size=config.block_size,
         num_blocks=memory.num_blocks,

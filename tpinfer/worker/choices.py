@@ -55,11 +55,15 @@ def choose_execution(
         kv_dtype=dtype,
         num_threads=threads,
         reasons=(
-            Choice("device", device, "asked for" if config.device != "auto" else "what the seat has"),
+            Choice(
+                "device", device, "asked for" if config.device != "auto" else "what the seat has"
+            ),
             Choice("dtype", dtype.value, dtype_reason),
             Choice("KV dtype", dtype.value, "the compute dtype"),
             Choice("attention", "reference", "plain torch over the paged cache"),
-            Choice("threads", str(threads), f"{machine.num_cores} cores over {ranks_per_host} ranks"),
+            Choice(
+                "threads", str(threads), f"{machine.num_cores} cores over {ranks_per_host} ranks"
+            ),
         ),
     )
 

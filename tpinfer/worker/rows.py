@@ -144,5 +144,3 @@ def _sampling(record: SequenceRecord, position: int) -> SamplingRow:
         index=record.index,
         position=position,
     )
-
-
