@@ -1,6 +1,8 @@
-"""Rebuild the embedded models from nothing: text, tokenizer, training, export. Needs torch and transformers.
+"""Rebuild the embedded models from nothing: text, tokenizer, training, export. Needs torch and
+transformers.
 
-    python embedded/build.py --out tpinfer/embedded [--only story|story-draft] [--steps N] [--threads N]
+    python embedded/build.py --out tpinfer/embedded [--only story|story-draft] [--steps N]
+    [--threads N]
 
 Seeded and counted in steps, so that the same versions on the same processor give the same models.
 """
@@ -78,7 +80,8 @@ def render(document: str | list[tuple[str, str]]) -> str:
 
 
 def token_rows(tokenizer: Tokenizer, num_rows: int, seed: int) -> torch.Tensor:
-    """int64 [num_rows, LENGTH]: one document a row from its first token, cut or padded with IGNORED.
+    """int64 [num_rows, LENGTH]: one document a row from its first token, cut or padded with
+    IGNORED.
 
     A row never holds two stories, so whom a sentence speaks of is always to be found in the row.
     """
@@ -110,7 +113,8 @@ def make_config(recipe: Recipe, vocab_size: int) -> transformers.LlamaConfig:
 
 
 def train(recipe: Recipe, tokenizer: Tokenizer, name: str, out: Path, steps: int) -> None:
-    """Train with AdamW and a cosine rate; exports every 400 steps so that a model is always there."""
+    """Train with AdamW and a cosine rate; exports every 400 steps so that a model is always
+    there."""
     torch.manual_seed(5)
     model = transformers.LlamaForCausalLM(make_config(recipe, tokenizer.get_vocab_size())).float()
     decayed = [p for p in model.parameters() if p.ndim > 1]

@@ -1,21 +1,119 @@
-"""Seeded text for the embedded models: short stories whose facts agree with each other, and simple chat turns.
+"""Seeded text for the embedded models: short stories whose facts agree with each other, and
+simple chat turns.
 
-Everything is generated here from word lists written for this project, so the text may be used freely. A story keeps
-track of who it is about, what they carry, where they are and what went wrong, so that later sentences agree with
-earlier ones: that is what lets a model of a few million parameters write readable text.
+Everything is generated here from word lists written for this project, so the text may be used
+freely. A story keeps track of who it is about, what they carry, where they are and what went
+wrong, so that later sentences agree with earlier ones: that is what lets a model of a few
+million parameters write readable text.
 """
 
 import random
 from collections.abc import Iterator
 
 NAMES = {
-    "she": ["Anna", "Mia", "Lily", "Rosa", "Clara", "Nora", "Elsa", "Ivy", "Ruth", "Maya", "Tilda", "Greta", "Hanna", "Zoe", "Emma", "Alma"],
-    "he": ["Ben", "Tom", "Leo", "Max", "Oscar", "Finn", "Hugo", "Emil", "Paul", "Sam", "Otto", "Karl", "Jonas", "Theo", "Noah", "Milo"],
+    "she": [
+        "Anna",
+        "Mia",
+        "Lily",
+        "Rosa",
+        "Clara",
+        "Nora",
+        "Elsa",
+        "Ivy",
+        "Ruth",
+        "Maya",
+        "Tilda",
+        "Greta",
+        "Hanna",
+        "Zoe",
+        "Emma",
+        "Alma",
+    ],
+    "he": [
+        "Ben",
+        "Tom",
+        "Leo",
+        "Max",
+        "Oscar",
+        "Finn",
+        "Hugo",
+        "Emil",
+        "Paul",
+        "Sam",
+        "Otto",
+        "Karl",
+        "Jonas",
+        "Theo",
+        "Noah",
+        "Milo",
+    ],
 }
-ANIMALS = ["fox", "rabbit", "bear", "mouse", "owl", "hedgehog", "squirrel", "duck", "frog", "badger", "otter", "goose", "cat", "dog"]
-TRAITS = ["little", "old", "clever", "shy", "brave", "kind", "curious", "quiet", "cheerful", "patient", "young", "gentle"]
-PLACES = ["the forest", "the village", "the garden", "the old mill", "the harbour", "the meadow", "the market", "the lighthouse", "the library", "the farm", "the river", "the hill", "the bakery", "the school", "the castle", "the beach"]
-THINGS = ["a red kite", "a wooden boat", "a silver key", "a blue lantern", "a small drum", "a warm scarf", "a brass bell", "a paper map", "a green ball", "a golden coin", "a glass marble", "a long rope", "a yellow umbrella", "a tin whistle", "a picture book", "a basket of apples"]
+ANIMALS = [
+    "fox",
+    "rabbit",
+    "bear",
+    "mouse",
+    "owl",
+    "hedgehog",
+    "squirrel",
+    "duck",
+    "frog",
+    "badger",
+    "otter",
+    "goose",
+    "cat",
+    "dog",
+]
+TRAITS = [
+    "little",
+    "old",
+    "clever",
+    "shy",
+    "brave",
+    "kind",
+    "curious",
+    "quiet",
+    "cheerful",
+    "patient",
+    "young",
+    "gentle",
+]
+PLACES = [
+    "the forest",
+    "the village",
+    "the garden",
+    "the old mill",
+    "the harbour",
+    "the meadow",
+    "the market",
+    "the lighthouse",
+    "the library",
+    "the farm",
+    "the river",
+    "the hill",
+    "the bakery",
+    "the school",
+    "the castle",
+    "the beach",
+]
+THINGS = [
+    "a red kite",
+    "a wooden boat",
+    "a silver key",
+    "a blue lantern",
+    "a small drum",
+    "a warm scarf",
+    "a brass bell",
+    "a paper map",
+    "a green ball",
+    "a golden coin",
+    "a glass marble",
+    "a long rope",
+    "a yellow umbrella",
+    "a tin whistle",
+    "a picture book",
+    "a basket of apples",
+]
 WEATHER = {
     "sunny": "The sun was shining and the sky was blue.",
     "rainy": "It was raining, and the leaves were dripping.",
@@ -23,13 +121,45 @@ WEATHER = {
     "snowy": "Snow was falling, and everything was white and still.",
     "foggy": "A thick fog lay over the land.",
 }
-FOODS = ["bread", "soup", "apples", "cake", "honey", "cheese", "berries", "pancakes", "cookies", "pears"]
+FOODS = [
+    "bread",
+    "soup",
+    "apples",
+    "cake",
+    "honey",
+    "cheese",
+    "berries",
+    "pancakes",
+    "cookies",
+    "pears",
+]
 COLORS = ["red", "blue", "green", "yellow", "white", "black", "brown", "orange"]
 OPPOSITES = {
     "big": "small", "hot": "cold", "day": "night", "up": "down", "happy": "sad", "fast": "slow",
-    "old": "young", "open": "closed", "light": "dark", "long": "short", "wet": "dry", "loud": "quiet",
+    "old": "young", "open": "closed", "light": "dark", "long": "short",
+    "wet": "dry", "loud": "quiet",
 }  # fmt: skip
-NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen"]
+NUMBERS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+]
 CAPITALS = {
     "France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Germany": "Berlin", "Japan": "Tokyo",
     "Norway": "Oslo", "Austria": "Vienna", "Greece": "Athens", "Egypt": "Cairo", "Poland": "Warsaw",
@@ -102,7 +232,8 @@ def opening(rng: random.Random, hero: Hero, home: str) -> str:
         f"{hero.full[0].upper()}{hero.full[1:]} lived {near}.",
         f"{near[0].upper()}{near[1:]} lived {hero.full}.",
         f"Long ago, {hero.full} lived {near}.",
-        f"This is the story of {hero.name}, {article(hero.trait)} {hero.trait} {hero.kind} who lived {near}.",
+        f"This is the story of {hero.name}, {article(hero.trait)} {hero.trait} {hero.kind} who "
+        f"lived {near}.",
     ])  # fmt: skip
 
 
@@ -110,7 +241,8 @@ def possession(hero: Hero, thing: str) -> list[str]:
     """What the hero owns."""
     return [
         f"{hero.name} had {thing}, and {hero.pronoun} loved it very much.",
-        f"Every day {hero.pronoun} played with {the(thing)} that {hero.their} grandmother had made.",
+        f"Every day {hero.pronoun} played with {the(thing)} that {hero.their} grandmother had "
+        "made.",
         f"For {hero.their} birthday {hero.pronoun} got {thing}.",
         f"{hero.They} always carried {thing}.",
     ]
@@ -124,10 +256,12 @@ def lost(rng: random.Random, hero: Hero, friend: Hero, thing: str, place: str) -
     return [
         rng.choice([
             f"But when {hero.pronoun} came to {place}, {the(thing)} was gone.",
-            f"There {hero.pronoun} stopped to rest, and then {hero.pronoun} could not find {the(thing)}.",
+            f"There {hero.pronoun} stopped to rest, and then {hero.pronoun} could not find "
+            f"{the(thing)}.",
         ]),
         f'"Oh no, I have lost {the(thing)}!" cried {hero.name}.',
-        rng.choice([f"{hero.They} looked everywhere, but it was not there.", f"{hero.They} felt very sad."]),
+        rng.choice([f"{hero.They} looked everywhere, but it was not "
+                    "there.", f"{hero.They} felt very sad."]),
         meet(rng, hero, friend),
         f'"Do not worry," said {friend.name}. "We will look for it together."',
         f"They looked for a long time, and at last {friend.name} found {the(thing)} {spot}.",
@@ -201,7 +335,8 @@ def dark(rng: random.Random, hero: Hero, friend: Hero, thing: str, place: str) -
         meet(rng, hero, friend),
         f'"I know every path here," said {friend.name}. "Follow me."',
         rng.choice([
-            f"They walked side by side, and {friend.name} sang a song so that {hero.name} would not be afraid.",
+            f"They walked side by side, and {friend.name} sang a song so that {hero.name} would "
+            "not be afraid.",
             "The moon came out from behind a cloud and showed them the way.",
             f"They held hands and counted their steps, and {hero.name} was not afraid any more.",
         ]),
@@ -244,7 +379,8 @@ def turn(rng: random.Random) -> tuple[str, str]:
     start = rng.randint(1, 5)
     counted = ", ".join(NUMBERS[start : start + 5])
     choices = [
-        (f"What is {NUMBERS[a]} plus {NUMBERS[b]}?", f"{NUMBERS[a].capitalize()} plus {NUMBERS[b]} is {NUMBERS[a + b]}."),
+        (f"What is {NUMBERS[a]} plus "
+         f"{NUMBERS[b]}?", f"{NUMBERS[a].capitalize()} plus {NUMBERS[b]} is {NUMBERS[a + b]}."),
         (f"What is the opposite of {word}?", f"The opposite of {word} is {OPPOSITES[word]}."),
         (f"What does a {animal} say?", f"A {animal} says {SOUNDS[animal]}."),
         (f"What is the capital of {country}?", f"The capital of {country} is {CAPITALS[country]}."),

@@ -1,10 +1,12 @@
-"""Everything to learn in the first minutes on a lone GPU, in one run. Writes JSON and small fixtures; changes no setting.
+"""Everything to learn in the first minutes on a lone GPU, in one run. Writes JSON and small
+fixtures; changes no setting.
 
-    python profiling/gpu/first_call.py --out profiling/results/gpu [--probe PATH/probe_gpu.py] [--budget-s 540]
+    python profiling/gpu/first_call.py --out profiling/results/gpu [--probe PATH/probe_gpu.py]
+    [--budget-s 540]
 
-Parts run one after the other, each in its own process with its own time limit, so that one failure costs only
-itself: what is left of the budget goes to the next. Every number names what was measured and how. Without a GPU the
-script says so and ends with exit code 3.
+Parts run one after the other, each in its own process with its own time limit, so that one
+failure costs only itself: what is left of the budget goes to the next. Every number names what
+was measured and how. Without a GPU the script says so and ends with exit code 3.
 """
 
 import argparse
@@ -158,7 +160,8 @@ def part_machine(args: argparse.Namespace) -> dict[str, object]:
 
 
 def part_bandwidth(args: argparse.Namespace) -> dict[str, object]:
-    """Copy (read + write counted) and read-only bandwidth over buffers far beyond L2, on random values."""
+    """Copy (read + write counted) and read-only bandwidth over buffers far beyond L2, on random
+    values."""
     import torch
 
     num_bytes = 4 << 30
@@ -280,7 +283,8 @@ def part_ranks(args: argparse.Namespace) -> dict[str, object]:
 
 
 def part_generate(args: argparse.Namespace) -> dict[str, object]:
-    """Greedy bf16 tokens of the embedded model on the GPU against transformers', and the run's own split."""
+    """Greedy bf16 tokens of the embedded model on the GPU against transformers', and the run's
+    own split."""
     import torch
     import transformers
 
@@ -325,7 +329,8 @@ def part_generate(args: argparse.Namespace) -> dict[str, object]:
 
 
 def part_trace(args: argparse.Namespace) -> dict[str, object]:
-    """A small Kineto trace of the same three-layer step, eager and as a graph replay, kept as fixtures."""
+    """A small Kineto trace of the same three-layer step, eager and as a graph replay, kept as
+    fixtures."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 

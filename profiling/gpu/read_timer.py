@@ -1,4 +1,5 @@
-"""A one-program kernel that reads the GPU's global timer over and over. Needs triton; module level, as jit wants."""
+"""A one-program kernel that reads the GPU's global timer over and over. Needs triton; module
+level, as jit wants."""
 
 import triton
 import triton.language as tl

@@ -1,4 +1,5 @@
-"""Paged attention against plain softmax attention in float64, over shapes, windows, chunks and scattered blocks."""
+"""Paged attention against plain softmax attention in float64, over shapes, windows, chunks and
+scattered blocks."""
 
 import pytest
 import torch

@@ -1,4 +1,5 @@
-"""Loading: every rank gets its own slice, reads little more than that, and damage is an error with names."""
+"""Loading: every rank gets its own slice, reads little more than that, and damage is an error
+with names."""
 
 import json
 from pathlib import Path
@@ -135,7 +136,7 @@ def test_missing_and_misshaped_tensors_are_named(tmp_path: Path) -> None:
 
 
 def test_pickles_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="neither model.safetensors nor"):
+    with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor"):
         CheckpointReader(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(

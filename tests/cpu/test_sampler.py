@@ -33,9 +33,15 @@ def test_draws_follow_the_softmax(filters: dict[str, float]) -> None:
 
 @pytest.mark.parametrize(
     ("filters", "allowed"),
-    [({"top_k": 2}, {1, 4}), ({"top_p": 0.5}, {1, 4}), ({"min_p": 0.5}, {1, 4}), ({"top_p": 1e-9}, {1}),
-     ({"top_k": 3, "min_p": 0.9}, {1}), ({"temperature": 1e-3}, {1})],
-)  # fmt: skip
+    [
+        ({"top_k": 2}, {1, 4}),
+        ({"top_p": 0.5}, {1, 4}),
+        ({"min_p": 0.5}, {1, 4}),
+        ({"top_p": 1e-9}, {1}),
+        ({"top_k": 3, "min_p": 0.9}, {1}),
+        ({"temperature": 1e-3}, {1}),
+    ],
+)
 def test_filters_keep_only_the_likeliest(filters: dict[str, float], allowed: set[int]) -> None:
     assert {pick(LOGITS, row(position, **filters)) for position in range(300)} == allowed
 

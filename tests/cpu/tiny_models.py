@@ -1,4 +1,5 @@
-"""Random-weight checkpoints of each supported family, written by transformers: small, odd-shaped, seeded."""
+"""Random-weight checkpoints of each supported family, written by transformers: small,
+odd-shaped, seeded."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,5 @@
-"""The scheduler: nothing is lost, nothing is owned twice, what cannot run is refused with both numbers."""
+"""The scheduler: nothing is lost, nothing is owned twice, what cannot run is refused with both
+numbers."""
 
 import pytest
 from hypothesis import given, settings

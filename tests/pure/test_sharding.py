@@ -1,5 +1,7 @@
 """Shard specs and partitions: every element has an owner, shares are even, replicas are counted."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +17,7 @@ from tpinfer.sharding.spec import Cut, Segment, ShardSpec
 def test_cuts_adjoin_and_cover_everything(num_units: int, shares: list[float]) -> None:
     ranges = cut_evenly(num_units, shares)
     assert ranges[0][0] == 0 and ranges[-1][1] == num_units
-    assert all(a[1] == b[0] for a, b in zip(ranges, ranges[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(ranges))
     if num_units >= len(shares):
         assert all(stop > start for start, stop in ranges)
 

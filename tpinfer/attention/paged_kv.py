@@ -3,6 +3,7 @@
 Shapes: L layers, K local KV heads, S slots (blocks x block_size), D head dim, T tokens.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,8 +11,8 @@ import torch
 
 
 class PagedKV:
-    """Keys and values of every layer, [L, 2, K, S, D]: one head's slots adjoin, so that a run of consecutive
-    blocks reads as one strided view without a copy."""
+    """Keys and values of every layer, [L, 2, K, S, D]: one head's slots adjoin, so that a run of
+    consecutive blocks reads as one strided view without a copy."""
 
     def __init__(
         self,
@@ -26,7 +27,8 @@ class PagedKV:
         self.block_size = block_size
         self.num_blocks = num_blocks
         shape = (num_layers, 2, num_kv_heads, num_blocks * block_size, head_dim)
-        # Only written slots are ever read, so the memory is not cleared: the system hands out pages on first touch.
+        # Only written slots are ever read, so the memory is not cleared: the system hands out pages
+        # on first touch.
         self.kv_L2KSD = torch.empty(shape, dtype=dtype, device=device)
 
     def layer(self, index: int) -> torch.Tensor:
@@ -36,7 +38,8 @@ class PagedKV:
 
 @dataclass(slots=True)
 class BlockTable:
-    """Blocks of one sequence in token order; the first `num_dropped` have slid out of every window."""
+    """Blocks of one sequence in token order; the first `num_dropped` have slid out of every
+    window."""
 
     blocks: list[int]
     num_dropped: int = 0
@@ -86,9 +89,7 @@ def key_range(
         (stop - 1) // block_size - table.num_dropped,
     )
     held = table.blocks[first : last + 1]
-    if held[-1] - held[0] == last - first and all(
-        b - a == 1 for a, b in zip(held, held[1:], strict=False)
-    ):
+    if held[-1] - held[0] == last - first and all(b - a == 1 for a, b in itertools.pairwise(held)):
         return KeyRange(start, stop, held[0] * block_size + start % block_size, None)
     slots = torch.tensor(table.slots(start, stop, block_size), dtype=torch.int64, device=device)
     return KeyRange(start, stop, 0, slots)

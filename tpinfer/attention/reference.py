@@ -1,8 +1,9 @@
-"""Attention over the paged cache in plain torch, for CPU ranks and as the oracle of faster backends.
+"""Attention over the paged cache in plain torch, for CPU ranks and as the oracle of faster
+backends.
 
-The query heads that share a KV head are packed as query rows of one small matmul, so keys and values are
-never repeated. A cut inside a GQA group leaves a rank with part of a group: its heads are padded to whole
-groups for the call. Sequences are walked one by one.
+The query heads that share a KV head are packed as query rows of one small matmul, so keys and
+values are never repeated. A cut inside a GQA group leaves a rank with part of a group: its heads
+are padded to whole groups for the call. Sequences are walked one by one.
 
 Shapes: T tokens, H local query heads, K local KV heads, G group size, D head dim, N keys.
 """
@@ -17,7 +18,8 @@ from tpinfer.attention.paged_kv import KeyRange
 
 
 def bind_attention(layout: HeadLayout, head_dim: int, window: int | None) -> AttentionCall:
-    """The attention of one layer. `window` is the sliding window in tokens, None for full attention."""
+    """The attention of one layer. `window` is the sliding window in tokens, None for full
+    attention."""
     num_padded = layout.num_kv_heads * layout.group_size
     after = num_padded - layout.offset - layout.num_heads
     padding = (0, 0, layout.offset, after)

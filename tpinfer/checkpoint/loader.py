@@ -30,8 +30,9 @@ def load_parameters(
 ) -> dict[str, torch.Tensor]:
     """Read `rank`'s share of every parameter into memory that `allocate` gives.
 
-    progress(bytes done, bytes in all) is called after each parameter. Raises CheckpointError naming file,
-    tensor, expected and found; every tensor is looked up before the first one is read.
+    progress(bytes done, bytes in all) is called after each parameter. Raises CheckpointError
+    naming file, tensor, expected and found; every tensor is looked up before the first one is
+    read.
     """
     plan = [
         (p, [(piece, _locate(reader, p, piece)) for piece in p.shard.pieces(rank)])
@@ -68,7 +69,8 @@ def _locate(reader: CheckpointReader, parameter: ParameterSpec, piece: Piece) ->
         expected[cut.dim] = next(s.size for s in cut.segments if s.name == piece.segment)
     if entry.shape != tuple(expected):
         raise CheckpointError(
-            f"{entry.file}: tensor {name}: expected shape {tuple(expected)} from config.json, found "
+            f"{entry.file}: tensor {name}: expected shape {tuple(expected)} from config.json, "
+            "found "
             f"{entry.shape}; config.json and weights are of different models"
         )
     return entry
@@ -94,8 +96,9 @@ def random_parameters(
 ) -> dict[str, torch.Tensor]:
     """Made-up weights: norms 1, biases 0, the rest uniform with standard deviation 0.02.
 
-    A value depends on seed, parameter, segment and its place in the whole tensor, so every rank count holds the
-    same model. Blocks of rows are drawn whole and sliced: a row-parallel weight costs each rank all its columns.
+    A value depends on seed, parameter, segment and its place in the whole tensor, so every rank
+    count holds the same model. Blocks of rows are drawn whole and sliced: a row-parallel weight
+    costs each rank all its columns.
     """
     made: dict[str, torch.Tensor] = {}
     for parameter in parameters:

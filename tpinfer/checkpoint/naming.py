@@ -22,8 +22,8 @@ _IN_LAYER = {
 def checkpoint_name(parameter: str, segment: str) -> str:
     """Checkpoint tensor behind `segment` of a program parameter.
 
-    `layers.3.attn.qkv.weight`, `q` -> `model.layers.3.self_attn.q_proj.weight`. Raises KeyError for a name the
-    program does not have.
+    `layers.3.attn.qkv.weight`, `q` -> `model.layers.3.self_attn.q_proj.weight`. Raises KeyError
+    for a name the program does not have.
     """
     stem, _, kind = parameter.rpartition(".")
     if stem in _WHOLE:

@@ -1,10 +1,11 @@
 """safetensors files read by byte range. Knows headers and offsets, not what the tensors are for.
 
-Format: 8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, then the bytes;
-offsets count from the end of the header. Several files are tied together by model.safetensors.index.json.
-Pickle files are never opened.
+Format: 8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}},
+then the bytes; offsets count from the end of the header. Several files are tied together by
+model.safetensors.index.json. Pickle files are never opened.
 """
 
+import itertools
 import json
 import os
 import struct
@@ -47,7 +48,8 @@ class TensorEntry:
 
 
 class CheckpointReader:
-    """All tensors of a checkpoint directory, readable by byte range. Close it, or use it in `with`."""
+    """All tensors of a checkpoint directory, readable by byte range. Close it, or use it in
+    `with`."""
 
     def __init__(self, directory: Path) -> None:
         """Read every header. Raises CheckpointError naming the file and what is wrong with it."""
@@ -74,7 +76,8 @@ class CheckpointReader:
         self._files.clear()
 
     def read(self, entry: TensorEntry, offset: int, target: memoryview) -> None:
-        """Fill `target` from `offset` bytes into the tensor. Raises CheckpointError if the file ends first."""
+        """Fill `target` from `offset` bytes into the tensor. Raises CheckpointError if the file
+        ends first."""
         descriptor, place, num_left = self._files[entry.file], entry.start + offset, len(target)
         self.bytes_read += num_left
         while num_left:
@@ -97,8 +100,10 @@ class CheckpointReader:
         pickles = sorted(path.name for pattern in _PICKLES for path in self.directory.glob(pattern))
         if pickles:
             raise CheckpointError(
-                f"{self.directory}: has only pickle weights ({pickles[0]}), which can run code when opened and "
-                "are refused; convert them with transformers' save_pretrained(..., safe_serialization=True)"
+                f"{self.directory}: has only pickle weights ({pickles[0]}), which can run code "
+                "when opened and "
+                "are refused; convert them with transformers' save_pretrained(..., "
+                "safe_serialization=True)"
             )
         raise CheckpointError(
             f"{self.directory}: has neither model.safetensors nor model.safetensors.index.json; "
@@ -186,16 +191,19 @@ def _entry(path: Path, name: str, fields: Any, first: int, size: int) -> TensorE
         ) from error
     if dtype_name not in _DTYPES:
         raise CheckpointError(
-            f"{path}: tensor {name}: dtype {dtype_name} is not supported; use one of {', '.join(_DTYPES)}"
+            f"{path}: tensor {name}: dtype {dtype_name} is not supported; use one of "
+            f"{', '.join(_DTYPES)}"
         )
     dtype = _DTYPES[dtype_name]
     if not whole or stop - start != prod(shape) * dtype.num_bytes:
         raise CheckpointError(
-            f"{path}: tensor {name}: shape {shape} of {dtype_name} does not fill offsets {start}..{stop}"
+            f"{path}: tensor {name}: shape {shape} of {dtype_name} does not fill offsets "
+            f"{start}..{stop}"
         )
     if first + stop > size:
         raise CheckpointError(
-            f"{path}: tensor {name}: expected to end at byte {first + stop}, but the file has {size}; "
+            f"{path}: tensor {name}: expected to end at byte {first + stop}, but the file has "
+            f"{size}; "
             "it is truncated - copy it again"
         )
     return TensorEntry(path, dtype, shape, first + start, first + stop)
@@ -203,7 +211,7 @@ def _entry(path: Path, name: str, fields: Any, first: int, size: int) -> TensorE
 
 def _refuse_overlap(path: Path, entries: Mapping[str, TensorEntry]) -> None:
     placed = sorted((e.start, e.stop, name) for name, e in entries.items() if e.stop > e.start)
-    for (_, stop, before), (start, _, behind) in zip(placed, placed[1:], strict=False):
+    for (_, stop, before), (start, _, behind) in itertools.pairwise(placed):
         if start < stop:
             raise CheckpointError(
                 f"{path}: tensors {before} and {behind} overlap; the file is damaged"

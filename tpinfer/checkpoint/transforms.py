@@ -1,4 +1,5 @@
-"""From file bytes to a parameter's memory: straight where the dtypes agree, through a small scratch where not."""
+"""From file bytes to a parameter's memory: straight where the dtypes agree, through a small
+scratch where not."""
 
 from collections.abc import Iterator
 
@@ -14,7 +15,7 @@ SCRATCH_BYTES = 4 << 20
 
 def byte_view(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor as writable bytes."""
-    return memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    return tensor.view(-1).view(torch.uint8).numpy().data
 
 
 def read_slice(
@@ -26,8 +27,8 @@ def read_slice(
 ) -> None:
     """Fill `target` with rows (and, where given, columns) of a tensor in the file.
 
-    target: [rows] or [rows, columns], any dtype and device. Only the bytes asked for are read. The row of a wide
-    tensor is one read; whole rows are read many at a time.
+    target: [rows] or [rows, columns], any dtype and device. Only the bytes asked for are read.
+    The row of a wide tensor is one read; whole rows are read many at a time.
     """
     num_rows = rows[1] - rows[0]
     width = entry.shape[1] if len(entry.shape) == 2 else 1

@@ -1,4 +1,5 @@
-"""The table of where a run's time went: six words per rank, adding up to the wall, with the origin of the ceilings."""
+"""The table of where a run's time went: six words per rank, adding up to the wall, with the
+origin of the ceilings."""
 
 from collections.abc import Sequence
 
@@ -48,7 +49,8 @@ def _section(title: str, attribution: Attribution, count: int) -> str:
 
 
 def _row(split: RankSplit, count: int) -> str:
-    """Cells are the exact integer ns divided by `count`; they add up to the wall before rounding."""
+    """Cells are the exact integer ns divided by `count`; they add up to the wall before
+    rounding."""
     cells = []
     for spent_ns in split.rollup.values():
         share = 100 * spent_ns / split.wall_ns if split.wall_ns else 0.0
@@ -66,10 +68,12 @@ def _milliseconds(spent_ns: float) -> str:
 def _notes(report: RunReport) -> list[str]:
     level, ceilings = report.level, report.ceilings
     notes = [
-        f"Judged against {level.name}: weights and KV of a step take {format_size(report.working_set_bytes)} a "
+        f"Judged against {level.name}: weights and KV of a step take "
+        f"{format_size(report.working_set_bytes)} a "
         f"rank, which {_fits(report)}.",
         f"Ceilings ({ceilings.origin}): {level.name} {format_rate(level.bytes_per_s)}, "
-        f"{report.dtype} {format_flops(_rate(report))}, an op takes at least {ceilings.kernel_floor_s * 1e6:.1f} us"
+        f"{report.dtype} {format_flops(_rate(report))}, an op takes at least "
+        f"{ceilings.kernel_floor_s * 1e6:.1f} us"
         + (
             f", an all-reduce {ceilings.collective_latency_s * 1e6:.1f} us."
             if _is_sharded(report)

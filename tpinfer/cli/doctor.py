@@ -1,4 +1,5 @@
-"""`tpinfer doctor`: what this machine has, what would be chosen on it, what is missing and how to get it."""
+"""`tpinfer doctor`: what this machine has, what would be chosen on it, what is missing and how
+to get it."""
 
 import argparse
 import importlib.util
@@ -85,10 +86,12 @@ def _machine_lines(machine: Machine) -> dict[str, str]:
     ]
     gpus = "; ".join(str(gpu) for gpu in machine.gpus) or f"none ({machine.no_gpu_reason})"
     return {
-        "processor": f"{machine.cpu_model}, {machine.num_cores} cores, {len(machine.numa_nodes)} NUMA node(s)",
+        "processor": f"{machine.cpu_model}, {machine.num_cores} cores, {len(machine.numa_nodes)} "
+        "NUMA node(s)",
         "vectors": ", ".join(vectors) or "none of AVX2, AVX-512, AMX",
         "caches": caches or "unknown",
-        "memory": f"{format_size(machine.available_bytes)} free of {format_size(machine.memory_bytes)}",
+        "memory": f"{format_size(machine.available_bytes)} free of "
+        f"{format_size(machine.memory_bytes)}",
         "/dev/shm": f"{format_size(machine.shared_memory_free_bytes)} free of "
         f"{format_size(machine.shared_memory_bytes)}",
         "GPUs": gpus,

@@ -1,4 +1,5 @@
-"""`tpinfer generate`: start ranks if nobody has, then generate, stream and tell where the time went.
+"""`tpinfer generate`: start ranks if nobody has, then generate, stream and tell where the time
+went.
 
 Everything the user can get wrong is checked before a rank starts.
 """
@@ -190,7 +191,8 @@ def _requests(
         too_large = next((t for t in token_ids if t >= vocab_size), None)
         if too_large is not None:
             raise ConfigError(
-                f"prompt {number}: token {too_large} is outside the model's vocabulary of {vocab_size}; "
+                f"prompt {number}: token {too_large} is outside the model's vocabulary of "
+                f"{vocab_size}; "
                 "tokenizer and model do not belong together"
             )
         requests.append(GenerationRequest(token_ids, params))

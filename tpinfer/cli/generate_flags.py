@@ -30,7 +30,8 @@ def _model_flags(group: argparse._ArgumentGroup) -> None:
     shapes = ", ".join(shape_names())
     group.add_argument(
         "--model", default="story", metavar="DIR",
-        help="checkpoint directory, or a hub id already in the local cache; default: the small trained model that "
+        help="checkpoint directory, or a hub id already in the local cache; default: the small "
+             "trained model that "
         f"comes along ({' and '.join(MODELS)}); shape:NAME gives random weights ({shapes})",
     )  # fmt: skip
     group.add_argument(

@@ -35,7 +35,8 @@ def read_prompts(args: argparse.Namespace) -> list[Prompt]:
         found.append(Prompt(sys.stdin.read()))
     if not found:
         raise ConfigError(
-            'there is no prompt; pass --prompt "...", --file FILE, --prompts FILE.jsonl, or pipe text in'
+            'there is no prompt; pass --prompt "...", --file FILE, --prompts FILE.jsonl, or pipe '
+            "text in"
         )
     return found
 

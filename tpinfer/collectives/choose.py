@@ -48,9 +48,13 @@ def choose_collective(wanted: str, facts: CollectiveFacts) -> CollectiveChoice:
     if wanted != "shared_memory":
         return CollectiveChoice(wanted, "", why)
     if facts.deepspeed_reason is None:
-        return CollectiveChoice(wanted, "deepspeed", f"{why}; DeepSpeed's op is built and safe here")
+        return CollectiveChoice(
+            wanted, "deepspeed", f"{why}; DeepSpeed's op is built and safe here"
+        )
     if facts.has_native_ring:
-        return CollectiveChoice(wanted, "native", f"{why}; own compiled ring, since {facts.deepspeed_reason}")
+        return CollectiveChoice(
+            wanted, "native", f"{why}; own compiled ring, since {facts.deepspeed_reason}"
+        )
     return CollectiveChoice(wanted, "python", f"{why}; Python ring, since {facts.ring_reason}")
 
 
@@ -67,23 +71,30 @@ def _automatic(facts: CollectiveFacts) -> tuple[str, str]:
 def _refuse(wanted: str, facts: CollectiveFacts) -> None:
     several_hosts = facts.world != facts.local_world
     if wanted == "nccl" and facts.device_type != "cuda":
-        raise ConfigError("--collective nccl needs GPU ranks, these compute on the CPU; use shared_memory")
+        raise ConfigError(
+            "--collective nccl needs GPU ranks, these compute on the CPU; use shared_memory"
+        )
     if wanted == "nccl" and facts.local_world > facts.num_gpus:
         raise ConfigError(
-            f"--collective nccl needs a GPU per rank: {facts.local_world} ranks, {facts.num_gpus} GPUs; "
+            f"--collective nccl needs a GPU per rank: {facts.local_world} ranks, {facts.num_gpus} "
+            "GPUs; "
             "start fewer ranks"
         )
     if wanted in ("shared_memory", "mpi") and facts.device_type == "cuda":
-        raise ConfigError(f"--collective {wanted} carries CPU tensors, these ranks have GPUs; use nccl")
+        raise ConfigError(
+            f"--collective {wanted} carries CPU tensors, these ranks have GPUs; use nccl"
+        )
     if wanted in ("shared_memory", "gloo") and several_hosts:
         raise ConfigError(
-            f"--collective {wanted} stays on one host, but {facts.local_world} of {facts.world} ranks are "
+            f"--collective {wanted} stays on one host, but {facts.local_world} of {facts.world} "
+            "ranks are "
             "here; start the ranks with mpirun and use mpi"
         )
     if wanted == "mpi" or (wanted == "auto" and several_hosts and facts.device_type == "cpu"):
         if facts.launcher != "mpirun":
             raise ConfigError(
-                f"--collective mpi needs ranks started by mpirun, these come from {facts.launcher}; "
+                "--collective mpi needs ranks started by mpirun, these come from "
+                f"{facts.launcher}; "
                 "use launch/mpirun.sh"
             )
         if not facts.has_mpi:

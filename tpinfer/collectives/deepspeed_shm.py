@@ -1,7 +1,9 @@
-"""DeepSpeed's shared-memory all-reduce, from a library built at set-up; everything else goes over our own ring.
+"""DeepSpeed's shared-memory all-reduce, from a library built at set-up; everything else goes
+over our own ring.
 
-Used only where it is safe: it executes AVX-512 without asking, spins without ever yielding, serves the world group
-alone, returns silently un-reduced for other dtypes, and never unlinks its 70 MB segment per rank.
+Used only where it is safe: it executes AVX-512 without asking, spins without ever yielding,
+serves the world group alone, returns silently un-reduced for other dtypes, and never unlinks its
+70 MB segment per rank.
 """
 
 import importlib.util
@@ -55,7 +57,8 @@ class DeepSpeedGroup(GatheredGroup):
     name = "shared_memory"
 
     def __init__(self, ring: Group, library: Path, run_id: str) -> None:
-        """`ring` is the group it is built around. A collective call: all ranks map each other's segments."""
+        """`ring` is the group it is built around. A collective call: all ranks map each other's
+        segments."""
         super().__init__(ring.rank, ring.size)
         self._ring = ring
         # Its segments are named after these three; the run id keeps two runs apart.
@@ -71,7 +74,9 @@ class DeepSpeedGroup(GatheredGroup):
         ring.barrier()
         module.initialize(ring.size, ring.rank)
         ring.barrier()  # everybody has mapped everybody: the names can go
-        for path in SHM_DIRECTORY.glob(f"deepspeed_allreduce_buffer_*_tpinfer-{run_id}_0_{ring.rank}"):
+        for path in SHM_DIRECTORY.glob(
+            f"deepspeed_allreduce_buffer_*_tpinfer-{run_id}_0_{ring.rank}"
+        ):
             path.unlink(missing_ok=True)
         self._reduce: Callable[[torch.Tensor], torch.Tensor] = (
             torch.ops.deepspeed.inference_all_reduce_.default

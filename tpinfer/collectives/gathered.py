@@ -1,5 +1,5 @@
-"""The less used operations of a group, built on its all-reduce and all-gather: right everywhere, fast where it matters
-little."""
+"""The less used operations of a group, built on its all-reduce and all-gather: right everywhere,
+fast where it matters little."""
 
 from collections.abc import Sequence
 
@@ -45,10 +45,14 @@ class GatheredGroup(Group):
         t.copy_(self._gathered(t)[src])
 
     def send(self, t: torch.Tensor, dst: int) -> None:
-        raise RankError(f"{self.name} groups send to nobody alone; use --collective gloo, nccl or mpi")
+        raise RankError(
+            f"{self.name} groups send to nobody alone; use --collective gloo, nccl or mpi"
+        )
 
     def recv(self, t: torch.Tensor, src: int) -> None:
-        raise RankError(f"{self.name} groups receive from nobody alone; use --collective gloo, nccl or mpi")
+        raise RankError(
+            f"{self.name} groups receive from nobody alone; use --collective gloo, nccl or mpi"
+        )
 
     def barrier(self) -> None:
         self.all_reduce(torch.zeros(1))

@@ -1,4 +1,5 @@
-"""Groups over MPI, for ranks that mpirun started. Needs the extra `mpi`; nothing else may call MPI in the process."""
+"""Groups over MPI, for ranks that mpirun started. Needs the extra `mpi`; nothing else may call
+MPI in the process."""
 
 import torch
 
@@ -18,13 +19,15 @@ class MpiGroup(GatheredGroup):
             from mpi4py import MPI
         except ImportError as error:
             raise RankError(
-                f"--collective mpi needs mpi4py and an MPI library ({error}); pip install 'tpinfer[mpi]'"
+                f"--collective mpi needs mpi4py and an MPI library ({error}); pip install "
+                "'tpinfer[mpi]'"
             ) from error
         self._comm = MPI.COMM_WORLD
         self._in_place = MPI.IN_PLACE
         if (self._comm.Get_rank(), self._comm.Get_size()) != (rank, size):
             raise RankError(
-                f"MPI says rank {self._comm.Get_rank()} of {self._comm.Get_size()}, the launcher {rank} of "
+                f"MPI says rank {self._comm.Get_rank()} of {self._comm.Get_size()}, the launcher "
+                f"{rank} of "
                 f"{size}; start the ranks with the mpirun of the MPI that mpi4py uses"
             )
 

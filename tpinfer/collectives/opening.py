@@ -60,7 +60,9 @@ def open_group(
     """Choose and connect. A collective call. Raises ConfigError or RankError."""
     num_gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     if seat.world == 1:
-        facts = CollectiveFacts(device.type, 1, 1, seat.launcher, num_gpus, False, False, "", "one rank")
+        facts = CollectiveFacts(
+            device.type, 1, 1, seat.launcher, num_gpus, False, False, "", "one rank"
+        )
     else:
         facts = gather_facts(
             device.type, seat.world, seat.local_world, seat.launcher, machine_facts, num_gpus

@@ -27,7 +27,7 @@ from tpinfer.numerics.torch_dtypes import to_torch
 
 ONE_SHOT_BYTES = 256 << 10
 """Up to here every rank sums everything itself: one meeting instead of two."""
-SPIN_NS = 50_000
+SPIN_NS = 2_000
 """How long the compiled ring spins before it yields, where every rank has a core."""
 
 

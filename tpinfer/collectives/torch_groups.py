@@ -1,6 +1,7 @@
 """gloo and NCCL groups through torch, without a global process group and without a TCP store.
 
-Ranks of one host meet through a file in a private directory. gloo is bound to loopback; NCCL picks its own links.
+Ranks of one host meet through a file in a private directory. gloo is bound to loopback; NCCL
+picks its own links.
 """
 
 from datetime import timedelta
@@ -67,7 +68,9 @@ def open_gloo(directory: Path, rank: int, size: int, timeout_s: float) -> Group:
     return TorchGroup("gloo", rank, size, group)
 
 
-def open_nccl(directory: Path, rank: int, size: int, device: torch.device, timeout_s: float) -> Group:
+def open_nccl(
+    directory: Path, rank: int, size: int, device: torch.device, timeout_s: float
+) -> Group:
     """An NCCL group on this rank's GPU, connected before it returns."""
     options = dist.ProcessGroupNCCL.Options()
     options._timeout = timedelta(seconds=timeout_s)

@@ -1,4 +1,5 @@
-"""Number formats, named without torch so that costs, planning and topology files can speak of them."""
+"""Number formats, named without torch so that costs, planning and topology files can speak of
+them."""
 
 from enum import StrEnum
 

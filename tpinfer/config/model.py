@@ -1,4 +1,5 @@
-"""Shape of a dense decoder, free of any checkpoint's key names. `config.huggingface` fills it from config.json."""
+"""Shape of a dense decoder, free of any checkpoint's key names. `config.huggingface` fills it
+from config.json."""
 
 from dataclasses import dataclass
 
@@ -35,7 +36,8 @@ class RopeScaling:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """One decoder-only transformer: RMSNorm, rotary attention with grouped KV heads, gated SiLU MLP."""
+    """One decoder-only transformer: RMSNorm, rotary attention with grouped KV heads, gated SiLU
+    MLP."""
 
     architecture: str
     """The checkpoint's own name for it, such as `Qwen3ForCausalLM`."""
@@ -66,7 +68,8 @@ class ModelSpec:
     """Per layer, whether it slides; empty where none does."""
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
-    """Tokens that end a sequence, from generation_config.json where it has them, else config.json."""
+    """Tokens that end a sequence, from generation_config.json where it has them, else
+    config.json."""
 
     def window(self, layer: int) -> int | None:
         """Sliding window of `layer` in tokens, None for full attention."""

@@ -1,8 +1,8 @@
 """What an op is bound by: the nearest ceiling, or its own smallness.
 
-Rules: t_c = operations / arithmetic rate, t_m = bytes / bandwidth of the memory level the step's working set fits;
-the roof is the larger. Below the least time of any op the op is bound by latency, whatever its roof.
-Source: the roofline model, Williams, Waterman and Patterson 2009.
+Rules: t_c = operations / arithmetic rate, t_m = bytes / bandwidth of the memory level the step's
+working set fits; the roof is the larger. Below the least time of any op the op is bound by
+latency, whatever its roof. Source: the roofline model, Williams, Waterman and Patterson 2009.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,8 @@ class Bound:
 def classify(
     kind: OpKind, cost: OpCost, dtype: DType, level: MemoryLevel, ceilings: Ceilings
 ) -> Bound:
-    """Which ceiling is nearest. A dtype without a rate of its own takes float32's, else the lowest known."""
+    """Which ceiling is nearest. A dtype without a rate of its own takes float32's, else the
+    lowest known."""
     if kind.is_collective:
         return Bound("comm_transfer", round(collective_floor_s(cost.bytes_sent, ceilings) * 1e9))
     rates = ceilings.flops_per_s

@@ -1,4 +1,5 @@
-"""Least time of a collective: one latency and the bytes over the bus bandwidth (alpha-beta, Hockney 1994)."""
+"""Least time of a collective: one latency and the bytes over the bus bandwidth (alpha-beta,
+Hockney 1994)."""
 
 from tpinfer.config.ceilings import Ceilings
 

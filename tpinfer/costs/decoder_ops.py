@@ -1,9 +1,10 @@
-"""The formulas of a dense decoder's ops on one rank, from its model shape and its real share of heads, columns and
-vocabulary.
+"""The formulas of a dense decoder's ops on one rank, from its model shape and its real share of
+heads, columns and vocabulary.
 
-Letters: M hidden size, D head dim, H and K local query and KV heads, F local MLP columns, V local vocabulary rows,
-b bytes of a compute value, c bytes of a cache value, p ranks. A linear reads its weight once a step whatever the
-number of tokens: that is why decoding is bound by memory (arXiv 2211.05102, section 2).
+Letters: M hidden size, D head dim, H and K local query and KV heads, F local MLP columns, V
+local vocabulary rows, b bytes of a compute value, c bytes of a cache value, p ranks. A linear
+reads its weight once a step whatever the number of tokens: that is why decoding is bound by
+memory (arXiv 2211.05102, section 2).
 """
 
 from dataclasses import dataclass
@@ -84,7 +85,8 @@ class DecoderOps:
         ]
 
     def _norm(self, term: str) -> OpFormula:
-        """residual += delta, then RMSNorm: two tensors in, two out; about five operations a value."""
+        """residual += delta, then RMSNorm: two tensors in, two out; about five operations a
+        value."""
         hidden, size = self.spec.hidden_size, self.compute_dtype.num_bytes
         return OpFormula(
             flops=formula(**{term: 5 * hidden}),
@@ -103,7 +105,8 @@ class DecoderOps:
         )
 
     def _rope(self, query: int, kv: int) -> OpFormula:
-        """Three operations a rotated value (four more for its QK norm), keys and values written to the cache."""
+        """Three operations a rotated value (four more for its QK norm), keys and values written
+        to the cache."""
         size, turned = self.compute_dtype.num_bytes, query + kv
         per_value = 7 if self.spec.qk_norm else 3
         return OpFormula(
@@ -141,8 +144,9 @@ class DecoderOps:
     def _reduce(self, op_id: str) -> list[PricedOp]:
         """All-reduce of a token's hidden values.
 
-        Sent: 2 (p - 1) / p of the buffer, the least any algorithm can (Patarasuk and Yuan 2009); so the rate of
-        `bytes_sent` is NCCL's bus bandwidth. Memory: the buffer is published once and every copy read.
+        Sent: 2 (p - 1) / p of the buffer, the least any algorithm can (Patarasuk and Yuan 2009);
+        so the rate of `bytes_sent` is NCCL's bus bandwidth. Memory: the buffer is published once
+        and every copy read.
         """
         ranks = self.partition.size
         if ranks == 1:
@@ -158,12 +162,14 @@ class DecoderOps:
         return [(op_id, OpKind.REDUCE, priced)]
 
     def _gather(self, local: int) -> list[PricedOp]:
-        """Eight bytes a greedy row (value and token); a row's padded float32 logits where all are needed."""
+        """Eight bytes a greedy row (value and token); a row's padded float32 logits where all
+        are needed."""
         ranks = self.partition.size
         if ranks == 1:
             return []
         widest = max(stop - start for start, stop in self.partition.vocab)
-        # A step is all greedy or not at all: full_rows is 0 or rows, and the best pair then never travels.
+        # A step is all greedy or not at all: full_rows is 0 or rows, and the best pair then never
+        # travels.
         sent: Formula = formula(rows=8 * (ranks - 1), full_rows=(4 * widest - 8) * (ranks - 1))
         priced = OpFormula(
             flops=formula(rows=local, full_rows=-local),

@@ -1,4 +1,5 @@
-"""How many KV blocks fit beside weights and activations. The runtime sizes by it and the planner predicts by it."""
+"""How many KV blocks fit beside weights and activations. The runtime sizes by it and the planner
+predicts by it."""
 
 from dataclasses import dataclass, replace
 
@@ -47,23 +48,26 @@ class MemoryPlan:
 def plan_memory(ledger: CostLedger, request: MemoryRequest) -> MemoryPlan:
     """Size the cache of one rank.
 
-    Without `kv_bytes` it takes what `max_num_seqs` sequences of `max_model_len` tokens can use, as far as that fits.
-    Raises ConfigError with both numbers when not even one block fits.
+    Without `kv_bytes` it takes what `max_num_seqs` sequences of `max_model_len` tokens can use,
+    as far as that fits. Raises ConfigError with both numbers when not even one block fits.
     """
     activations = ledger.activation_bytes(request.max_num_batched_tokens, request.max_num_seqs)
     block_bytes = ledger.kv_bytes_per_token * request.block_size
     room = request.available_bytes - activations
     if request.kv_bytes is not None and request.kv_bytes > room:
         raise ConfigError(
-            f"--kv-bytes {request.kv_bytes} exceeds the {max(room, 0)} bytes free beside weights and activations; "
+            f"--kv-bytes {request.kv_bytes} exceeds the {max(room, 0)} bytes free beside weights "
+            "and activations; "
             "lower it or raise --memory-utilization"
         )
     budget = request.kv_bytes if request.kv_bytes is not None else room
     num_blocks = budget // block_bytes
     if num_blocks < 1:
         raise ConfigError(
-            f"one KV block of {request.block_size} tokens takes {block_bytes} bytes, but {max(budget, 0)} are free "
-            "for the cache; use more ranks, fewer --max-num-batched-tokens or a larger --memory-utilization"
+            f"one KV block of {request.block_size} tokens takes {block_bytes} bytes, but "
+            f"{max(budget, 0)} are free "
+            "for the cache; use more ranks, fewer --max-num-batched-tokens or a larger "
+            "--memory-utilization"
         )
     if request.kv_bytes is None:
         useful = request.max_num_seqs * -(-request.max_model_len // request.block_size)

@@ -1,7 +1,7 @@
 """The cost ledger of one rank: every op of the program, priced once.
 
-The ids are the program's, in its order. A step is priced in closed form: formulas of equal ops are added up once, at
-construction.
+The ids are the program's, in its order. A step is priced in closed form: formulas of equal ops
+are added up once, at construction.
 """
 
 from functools import cached_property, reduce
@@ -72,8 +72,8 @@ class CostLedger:
     def activation_bytes(self, max_tokens: int, max_rows: int) -> int:
         """Upper bound of what the ops of a step hold at once.
 
-        Stream, delta, norm output; qkv with its rotated copy; attention output; MLP columns; logits of every rank
-        with the gathered copy.
+        Stream, delta, norm output; qkv with its rotated copy; attention output; MLP columns;
+        logits of every rank with the gathered copy.
         """
         spec, rank, size = self.spec, self.rank, self.compute_dtype.num_bytes
         query = self.partition.num_heads(rank) * spec.head_dim
@@ -83,7 +83,8 @@ class CostLedger:
         return max_tokens * per_token * size + max_rows * spec.vocab_size * 4 * 3
 
     def step_working_set_bytes(self, aggregates: StepAggregates) -> int:
-        """Bytes a step touches and the next one touches again: weights and the context's keys and values."""
+        """Bytes a step touches and the next one touches again: weights and the context's keys
+        and values."""
         return self.weight_bytes_read + aggregates.sk * self.kv_bytes_per_token
 
     @cached_property

@@ -1,4 +1,5 @@
-"""The ledger as a file: formulas per op in program order, for a profiler that sees only a trace and step aggregates."""
+"""The ledger as a file: formulas per op in program order, for a profiler that sees only a trace
+and step aggregates."""
 
 from tpinfer.costs.ledger import CostLedger
 from tpinfer.costs.ops import TERMS

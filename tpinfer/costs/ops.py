@@ -1,7 +1,7 @@
 """What an op of the program is and what it costs, as formulas over the sums that describe a step.
 
-A formula is linear in a few aggregates, so the same formula prices one op, a whole layer kind or a whole step, and a
-manifest can carry it to a profiler that knows only the aggregates.
+A formula is linear in a few aggregates, so the same formula prices one op, a whole layer kind or
+a whole step, and a manifest can carry it to a profiler that knows only the aggregates.
 """
 
 from collections.abc import Sequence
@@ -91,7 +91,8 @@ def aggregate(
 
 
 def _causal_pairs(sq: int, sk: int, window: int | None) -> int:
-    """Pairs attended by the last sq of sk tokens: query at position p sees min(p + 1, window) keys."""
+    """Pairs attended by the last sq of sk tokens: query at position p sees min(p + 1, window)
+    keys."""
     first = sk - sq
     if window is None or sk <= window:
         return sq * first + sq * (sq + 1) // 2

@@ -1,4 +1,5 @@
-"""What a rank records of a step without a profiler: when each op ran and what the host did in between.
+"""What a rank records of a step without a profiler: when each op ran and what the host did in
+between.
 
 All times are on the host's monotonic clock in ns, which the ranks of a host share.
 """

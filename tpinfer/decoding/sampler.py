@@ -1,7 +1,7 @@
 """From logits to tokens. Every rank runs it on the same numbers and so picks the same tokens.
 
-Random numbers are keyed by (seed, continuation, position), never by step or row: a result does not depend on
-what else was in the batch.
+Random numbers are keyed by (seed, continuation, position), never by step or row: a result does
+not depend on what else was in the batch.
 """
 
 import torch
@@ -12,7 +12,8 @@ _MASK = (1 << 64) - 1
 
 
 def uniform(seed: int, index: int, position: int, purpose: int = 0) -> float:
-    """A number in (0, 1) that depends on its arguments alone (SplitMix64 finaliser, applied per key)."""
+    """A number in (0, 1) that depends on its arguments alone (SplitMix64 finaliser, applied per
+    key)."""
     state = 0x9E3779B97F4A7C15
     for key in (seed, index, position, purpose):
         state = (state + (key & _MASK) * 0xBF58476D1CE4E5B9 + 0x9E3779B97F4A7C15) & _MASK
@@ -25,9 +26,10 @@ def uniform(seed: int, index: int, position: int, purpose: int = 0) -> float:
 def pick(logits_V: torch.Tensor, row: SamplingRow) -> int:
     """One token from float32 [V].
 
-    Temperature first, then top-k, top-p (the smallest set of likeliest tokens whose mass reaches it) and min-p
-    (at least that share of the likeliest token's probability); the draw inverts the distribution function of
-    what is left, in order of falling probability, summed in float64.
+    Temperature first, then top-k, top-p (the smallest set of likeliest tokens whose mass reaches
+    it) and min-p (at least that share of the likeliest token's probability); the draw inverts
+    the distribution function of what is left, in order of falling probability, summed in
+    float64.
     """
     if row.temperature == 0:
         return int(logits_V.argmax())

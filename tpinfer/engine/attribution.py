@@ -1,8 +1,8 @@
 """Where a window of wall time went, on every rank, adding up exactly in integer ns.
 
-What counts and which words are used: six roll-ups over the leaves of `timeline`. `method: counters`: this is what
-ranks record of themselves, without a profiler. Ranks of one host share a clock, so a collective's wait is the time
-from a rank's own arrival to the last rank's.
+What counts and which words are used: six roll-ups over the leaves of `timeline`. `method:
+counters`: this is what ranks record of themselves, without a profiler. Ranks of one host share a
+clock, so a collective's wait is the time from a rank's own arrival to the last rank's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -119,7 +119,8 @@ class FloorRow:
 
     @property
     def lost_ns(self) -> int:
-        """What lies between; floor + lost = time, so it is negative where caches beat the ceiling."""
+        """What lies between; floor + lost = time, so it is negative where caches beat the
+        ceiling."""
         return self.time_ns - self.floor_ns
 
 
@@ -144,7 +145,8 @@ class Attributor:
         ]
 
     def attribute(self, start_ns: int, end_ns: int, queued_until_ns: int = 0) -> Attribution:
-        """Split [start, end) on every rank; the part before `queued_until_ns` is `queue` whatever else ran."""
+        """Split [start, end) on every rank; the part before `queued_until_ns` is `queue`
+        whatever else ran."""
         if end_ns < start_ns:
             raise ValueError(f"window {start_ns}..{end_ns} ends before it starts")
         begun_ns = min(max(start_ns, queued_until_ns), end_ns)
@@ -171,7 +173,8 @@ class Attributor:
         return Attribution(tuple(splits), self._origin, self._warnings)
 
     def floors(self, rank: int) -> list[FloorRow]:
-        """Kernel time against its floor per kind of op over all recorded steps; largest time first."""
+        """Kernel time against its floor per kind of op over all recorded steps; largest time
+        first."""
         ledger, classifier = self._ledgers[rank], self._classifiers[rank]
         kinds = [ledger.kind(op).value for op in ledger.op_ids()]
         time_ns: dict[str, int] = {}

@@ -43,8 +43,9 @@ class Engine:
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[TokenEvent]:
         """Run `requests` together and yield each token as it reaches the host.
 
-        Requests are checked before the first one runs. Raises ConfigError for one that can never run, naming it.
-        Closing the generator, or `stop`, ends what is unfinished with the reason `abort`.
+        Requests are checked before the first one runs. Raises ConfigError for one that can never
+        run, naming it. Closing the generator, or `stop`, ends what is unfinished with the reason
+        `abort`.
         """
         self._finished = []
         self._metrics.forget()
@@ -68,11 +69,13 @@ class Engine:
         self._stopping = True
 
     def results(self) -> list[GenerationResult]:
-        """What the last `generate` produced, in request order. A collective call: measures are gathered."""
+        """What the last `generate` produced, in request order. A collective call: measures are
+        gathered."""
         return self._metrics.results(self._finished, self._executor)
 
     def report(self) -> RunReport:
-        """Where the last `generate`'s time went, over all its requests. A collective call like `results`."""
+        """Where the last `generate`'s time went, over all its requests. A collective call like
+        `results`."""
         return self._metrics.report(self._finished, self._executor)
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 """Timing and attribution of finished requests, from what the ranks recorded of themselves."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -151,7 +152,7 @@ def _timing(sequence: Finished) -> Timing | None:
     times = sequence.token_times_ns
     if not times:
         return None
-    gaps = [(b - a) / 1e9 for a, b in zip(times, times[1:], strict=False)]
+    gaps = [(b - a) / 1e9 for a, b in itertools.pairwise(times)]
     return Timing(
         ttft_s=(times[0] - sequence.accepted_ns) / 1e9,
         tpot_s=(times[-1] - times[0]) / 1e9 / len(gaps) if gaps else 0.0,

@@ -1,7 +1,9 @@
-"""One rank's time as adjoining pieces, each with exactly one leaf, made from what the rank recorded.
+"""One rank's time as adjoining pieces, each with exactly one leaf, made from what the rank
+recorded.
 
-Op by op: a collective is split into waiting for its last rank and the transfer behind it, every other op goes
-whole to what bounds it. Between ops the host's own spans name what it did. What no record explains stays visible.
+Op by op: a collective is split into waiting for its last rank and the transfer behind it, every
+other op goes whole to what bounds it. Between ops the host's own spans name what it did. What no
+record explains stays visible.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,9 +18,9 @@ from tpinfer.costs.ops import OpFormula
 from tpinfer.costs.step_record import HostSpan, Measurements, StepRecord
 
 LEAVES = (
-    "compute", "memory", "copy", "comm_transfer", "comm_wait", "comm_unsplit", "fused_comm", "latency",
-    "graph_gap", "unmodelled", "host", "launch_latency", "dependency_wait", "host_tail", "idle_unexplained",
-    "unrecorded", "queue",
+    "compute", "memory", "copy", "comm_transfer", "comm_wait", "comm_unsplit", "fused_comm",
+    "latency", "graph_gap", "unmodelled", "host", "launch_latency", "dependency_wait", "host_tail",
+    "idle_unexplained", "unrecorded", "queue",
 )  # fmt: skip
 """Every leaf, in the order of reports."""
 HOST_PARTS = ("schedule", "plan_wait", "prepare", "sample", "detokenize", "python", "ipc")
@@ -116,7 +118,8 @@ class StepClassifier:
 def match_collectives(
     records: Sequence[StepRecord], is_collective: np.ndarray
 ) -> Collectives | None:
-    """The same step's records of all ranks, in rank order; None when they cannot be the same program."""
+    """The same step's records of all ranks, in rank order; None when they cannot be the same
+    program."""
     if len({len(record.op_ends_ns) for record in records}) != 1:
         return None
     starts = np.stack([op_starts(record)[is_collective] for record in records])
@@ -137,7 +140,8 @@ def op_starts(record: StepRecord) -> np.ndarray:
 def build_timeline(
     measured: Measurements, classifier: StepClassifier, matched: Mapping[int, Collectives]
 ) -> Timeline:
-    """All pieces of one rank. `matched` holds the collectives of steps, by step id, where all ranks are known."""
+    """All pieces of one rank. `matched` holds the collectives of steps, by step id, where all
+    ranks are known."""
     columns = [_span_pieces(measured.spans)]
     columns += [_step_pieces(r, classifier, matched.get(r.step_id)) for r in measured.records]
     starts, ends, leaves, parts = (np.concatenate(column) for column in zip(*columns, strict=True))
@@ -174,7 +178,8 @@ def _span_pieces(spans: Sequence[HostSpan]) -> Pieces:
 def _step_pieces(
     record: StepRecord, classifier: StepClassifier, collectives: Collectives | None
 ) -> Pieces:
-    """Per op a waiting part and the rest; host between ops that leave gaps and behind the last one."""
+    """Per op a waiting part and the rest; host between ops that leave gaps and behind the last
+    one."""
     leaves, _ = classifier.classify(record)
     starts = op_starts(record)
     ends = np.asarray(record.op_ends_ns, dtype=np.int64)

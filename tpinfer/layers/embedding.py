@@ -54,9 +54,10 @@ def bind_head_gather(
 ) -> OpCall:
     """Bring the ranks' logits together.
 
-    Where every row is greedy only each rank's best value and its token travel, 8 bytes a row: float32 holds
-    token ids below 2**24 exactly. Else every rank receives all columns, padded to the widest share.
-    Ties go to the lowest token id: a rank's first maximum, then the lowest rank.
+    Where every row is greedy only each rank's best value and its token travel, 8 bytes a row:
+    float32 holds token ids below 2**24 exactly. Else every rank receives all columns, padded to
+    the widest share. Ties go to the lowest token id: a rank's first maximum, then the lowest
+    rank.
     """
     size = len(ranges)
     widths = [stop - start for start, stop in ranges]

@@ -1,4 +1,5 @@
-"""Linear layers over a rank's part of a weight. A row-parallel one leaves a partial sum for its reduce."""
+"""Linear layers over a rank's part of a weight. A row-parallel one leaves a partial sum for its
+reduce."""
 
 from collections.abc import Callable
 
@@ -18,7 +19,8 @@ def bind_qkv(weight: torch.Tensor, bias: torch.Tensor | None) -> OpCall:
 
 
 def bind_out(weight: torch.Tensor, bias: torch.Tensor | None) -> OpCall:
-    """delta = mixed @ weight.T (+ bias on the rank that owns it); weight [M, H * D]. Partial at tp > 1."""
+    """delta = mixed @ weight.T (+ bias on the rank that owns it); weight [M, H * D]. Partial at
+    tp > 1."""
 
     def out(acts: Activations, step: StepInputs) -> None:
         acts.delta = F.linear(acts.mixed, weight, bias)

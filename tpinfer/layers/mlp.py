@@ -26,7 +26,8 @@ def bind_activation() -> OpCall:
 
 
 def bind_down(weight: torch.Tensor, bias: torch.Tensor | None) -> OpCall:
-    """delta = gated @ weight.T (+ bias on the rank that owns it); weight [M, F]. Partial at tp > 1."""
+    """delta = gated @ weight.T (+ bias on the rank that owns it); weight [M, F]. Partial at tp >
+    1."""
 
     def down(acts: Activations, step: StepInputs) -> None:
         acts.delta = F.linear(acts.gated, weight, bias)

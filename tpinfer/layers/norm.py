@@ -7,7 +7,8 @@ from tpinfer.layers.step_inputs import Activations, OpCall, StepInputs
 
 
 def bind_norm(weight: torch.Tensor, eps: float, *, adds_delta: bool) -> OpCall:
-    """hidden = rms_norm(residual) * weight; first residual += delta where `adds_delta`. weight is [M]."""
+    """hidden = rms_norm(residual) * weight; first residual += delta where `adds_delta`. weight
+    is [M]."""
     shape = weight.shape
 
     def norm(acts: Activations, step: StepInputs) -> None:

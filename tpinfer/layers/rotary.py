@@ -1,7 +1,8 @@
-"""Rotary positions: the angle tables of each scaling kind, and the op that rotates queries and keys.
+"""Rotary positions: the angle tables of each scaling kind, and the op that rotates queries and
+keys.
 
-Formulas: RoFormer (arXiv 2104.09864) eq. 34; linear scaling (position interpolation, arXiv 2306.15595);
-llama3 smoothing as published with Llama 3.1; YaRN (arXiv 2309.00071) eq. 17-23.
+Formulas: RoFormer (arXiv 2104.09864) eq. 34; linear scaling (position interpolation, arXiv
+2306.15595); llama3 smoothing as published with Llama 3.1; YaRN (arXiv 2309.00071) eq. 17-23.
 """
 
 from math import log, pi
@@ -81,11 +82,11 @@ def bind_rope(
     head_norms: tuple[torch.Tensor, torch.Tensor] | None,
     eps: float,
 ) -> OpCall:
-    """Rotate queries and keys of qkv in place (after QK norm, where the model has it) and write keys and values
-    into the cache.
+    """Rotate queries and keys of qkv in place (after QK norm, where the model has it) and write
+    keys and values into the cache.
 
-    head_norms: weights of the query and the key norm, each [D]. Queries and keys adjoin in qkv, so both are
-    normed and rotated by the same three calls.
+    head_norms: weights of the query and the key norm, each [D]. Queries and keys adjoin in qkv,
+    so both are normed and rotated by the same three calls.
     """
     head_dim = cache_2KSD.shape[-1]
     num_turned = num_heads + num_kv_heads

@@ -25,7 +25,10 @@ def build_deepspeed() -> str:
     try:
         from deepspeed.ops.op_builder import ShareMemCommBuilder  # pyright: ignore[reportMissingImports]
     except ImportError:
-        return "DeepSpeed's all-reduce: not built, pip install 'tpinfer[cpu-collectives]' brings its source"
+        return (
+            "DeepSpeed's all-reduce: not built, pip install 'tpinfer[cpu-collectives]' brings its "
+            "source"
+        )
     built = ShareMemCommBuilder().load(verbose=False)
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = target.with_suffix(f".{os.getpid()}")

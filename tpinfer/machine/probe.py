@@ -1,7 +1,9 @@
-"""A start-up read of what one rank can reach, with all ranks of the group at it at once. About 0.3 s.
+"""A start-up read of what one rank can reach, with all ranks of the group at it at once. About
+0.3 s.
 
-Each number is the best of several short trials: a ceiling is what the machine can do, not what it did while others
-used it. Not a benchmark of any op; `topo probe` will measure more, for longer.
+Each number is the best of several short trials: a ceiling is what the machine can do, not what
+it did while others used it. Not a benchmark of any op; `topo probe` will measure more, for
+longer.
 """
 
 from collections.abc import Callable, Sequence
@@ -80,12 +82,14 @@ def _best_ns(clock: Clock, call: Callable[[], object], budget_ns: int) -> int:
 def _cpu_memory(
     machine: Machine, num_ranks: int, clock: Clock, budget_ns: int
 ) -> tuple[MemoryLevel, ...]:
-    """Read rates by level: matrix-vector products over float32 weights that fit it, as decoding reads them."""
+    """Read rates by level: matrix-vector products over float32 weights that fit it, as decoding
+    reads them."""
     levels = []
     for cache in machine.caches:
         if cache.level < 2:
             continue
-        # What this rank can count on: the whole of a private cache, its share of one that ranks have in common.
+        # What this rank can count on: the whole of a private cache, its share of one that ranks
+        # have in common.
         ranks_sharing = max(1, min(num_ranks, cache.num_sharing))
         levels.append((f"L{cache.level}", cache.num_bytes // ranks_sharing))
     levels = levels or [("cache", 1 << 20)]
@@ -131,7 +135,8 @@ def _op_floor_s(device: torch.device, clock: Clock, budget_ns: int) -> float:
 
 
 def _collective(group: Group, device: torch.device) -> tuple[float, float]:
-    """(seconds of a small all-reduce, bytes per second of a large one); infinite bandwidth for one rank.
+    """(seconds of a small all-reduce, bytes per second of a large one); infinite bandwidth for
+    one rank.
 
     Fixed trial counts: ranks must agree on how often they call it.
     """

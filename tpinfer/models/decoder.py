@@ -1,4 +1,5 @@
-"""The dense decoder family (Llama, Mistral, Qwen2, Qwen3) as a flat program over a rank's parameters."""
+"""The dense decoder family (Llama, Mistral, Qwen2, Qwen3) as a flat program over a rank's
+parameters."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -41,7 +42,8 @@ class DecoderParts:
 
 
 def build_decoder(parts: DecoderParts) -> list[Op]:
-    """The program of one rank, in the ledger's order of op ids. Reduces and the gather exist at tp > 1 only."""
+    """The program of one rank, in the ledger's order of op ids. Reduces and the gather exist at
+    tp > 1 only."""
     spec, partition, rank = parts.spec, parts.partition, parts.rank
     is_sharded = partition.size > 1
     weights = parts.parameters

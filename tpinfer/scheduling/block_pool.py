@@ -1,4 +1,5 @@
-"""Which KV blocks are free. Hands out runs of adjoining blocks where it can: a run is read without a gather."""
+"""Which KV blocks are free. Hands out runs of adjoining blocks where it can: a run is read
+without a gather."""
 
 from collections.abc import Iterable
 
@@ -16,7 +17,8 @@ class BlockPool:
         return len(self._free)
 
     def take(self, count: int, after: int | None = None) -> tuple[int, ...]:
-        """Take `count` blocks: those right behind `after` if free, else the first run long enough, else any.
+        """Take `count` blocks: those right behind `after` if free, else the first run long
+        enough, else any.
 
         Raises ValueError when fewer are free; callers reserve before they take.
         """

@@ -1,7 +1,8 @@
-"""Which sequences run in the next step: first come, first served, decodes together with chunks of prompts.
+"""Which sequences run in the next step: first come, first served, decodes together with chunks
+of prompts.
 
-A sequence is admitted only when a row and all the blocks it can ever need are free, so a running one never
-stops for lack of memory. No prefix sharing and no preemption here yet.
+A sequence is admitted only when a row and all the blocks it can ever need are free, so a running
+one never stops for lack of memory. No prefix sharing and no preemption here yet.
 """
 
 from collections import deque
@@ -57,7 +58,8 @@ class Scheduler:
         needed = self._blocks_needed(sequence)
         if needed > limits.num_blocks:
             raise ConfigError(
-                f"the request needs {needed} KV blocks of {limits.block_size} tokens, but the cache has "
+                f"the request needs {needed} KV blocks of {limits.block_size} tokens, but the "
+                "cache has "
                 f"{limits.num_blocks}; shorten it or raise --kv-bytes or --memory-utilization"
             )
         self.waiting.append(sequence)
@@ -83,7 +85,8 @@ class Scheduler:
         return admitted
 
     def plan(self) -> StepPlan | None:
-        """The next step, or None when nothing runs. Decodes come first, then prompts in order of arrival."""
+        """The next step, or None when nothing runs. Decodes come first, then prompts in order of
+        arrival."""
         budget = self.limits.max_num_batched_tokens
         parts: list[RowPlan] = []
         ordered = sorted(self.running, key=lambda s: s.num_tokens - s.num_computed > 1)
@@ -103,7 +106,8 @@ class Scheduler:
     def commit(
         self, plan: StepPlan, sampled: Iterable[int], now_ns: int
     ) -> list[tuple[Sequence, int]]:
-        """Take the tokens of a step that ran; returns (sequence, token) in plan order and frees what ended."""
+        """Take the tokens of a step that ran; returns (sequence, token) in plan order and frees
+        what ended."""
         drawn = iter(sampled)
         by_row = {sequence.row: sequence for sequence in self.running}
         news = []

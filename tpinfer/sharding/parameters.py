@@ -1,4 +1,5 @@
-"""The parameters of a dense decoder and how each is cut: the one list that loader, ledger and model share."""
+"""The parameters of a dense decoder and how each is cut: the one list that loader, ledger and
+model share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,9 +29,9 @@ def decoder_parameters(
 ) -> tuple[ParameterSpec, ...]:
     """Every parameter of the decoder in program order.
 
-    Norm weights are whole on each rank. Column-parallel weights are cut on dim 0 (as their biases are),
-    row-parallel ones on dim 1; a row-parallel bias belongs to rank 0 alone, which adds it before the reduce.
-    A tied head has no parameter of its own.
+    Norm weights are whole on each rank. Column-parallel weights are cut on dim 0 (as their
+    biases are), row-parallel ones on dim 1; a row-parallel bias belongs to rank 0 alone, which
+    adds it before the reduce. A tied head has no parameter of its own.
     """
     build = _Builder(spec, partition, dtype)
     vocab = (("all", spec.vocab_size, partition.vocab),)

@@ -1,9 +1,11 @@
 """Which heads, MLP columns and vocabulary rows each rank of a tensor-parallel group takes.
 
-Shares are cut as evenly as whole units allow, or in the proportions a topology gives. A cut may fall inside
-a GQA group: the KV head of that group is then held by both ranks, and `ShardSpec` counts it on both.
+Shares are cut as evenly as whole units allow, or in the proportions a topology gives. A cut may
+fall inside a GQA group: the KV head of that group is then held by both ranks, and `ShardSpec`
+counts it on both.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,8 +21,8 @@ VOCAB_UNIT = 16
 def cut_evenly(num_units: int, shares: Sequence[float]) -> tuple[Range, ...]:
     """Cut `num_units` into len(shares) adjoining half-open ranges proportional to `shares`.
 
-    Every boundary is the cumulative share rounded to a whole unit, moved so that no rank stays empty where
-    there are enough units. Raises ValueError for shares that are not positive.
+    Every boundary is the cumulative share rounded to a whole unit, moved so that no rank stays
+    empty where there are enough units. Raises ValueError for shares that are not positive.
     """
     if any(share <= 0 for share in shares):
         raise ValueError(
@@ -35,11 +37,12 @@ def cut_evenly(num_units: int, shares: Sequence[float]) -> tuple[Range, ...]:
             edge = min(max(edge, edges[-1] + 1), num_units - (num_ranks - 1 - index))
         edges.append(min(max(edge, edges[-1]), num_units))
     edges.append(num_units)
-    return tuple(zip(edges, edges[1:], strict=False))
+    return tuple(itertools.pairwise(edges))
 
 
 def cut_in_units(size: int, unit: int, shares: Sequence[float]) -> tuple[Range, ...]:
-    """Cut `size` elements on multiples of `unit`; falls back to smaller units when there are too few.
+    """Cut `size` elements on multiples of `unit`; falls back to smaller units when there are too
+    few.
 
     The last range takes the remainder that does not fill a unit.
     """
@@ -53,7 +56,8 @@ def cut_in_units(size: int, unit: int, shares: Sequence[float]) -> tuple[Range, 
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """The split of one decoder over a tensor-parallel group of `size` ranks. All ranges are half-open."""
+    """The split of one decoder over a tensor-parallel group of `size` ranks. All ranges are
+    half-open."""
 
     size: int
     shares: tuple[float, ...]
@@ -98,7 +102,8 @@ def partition_model(spec: ModelSpec, size: int, shares: Sequence[float] | None =
     shares = tuple(shares) if shares else (1.0,) * size
     if len(shares) != size:
         raise ValueError(
-            f"the placement names {len(shares)} shares for tp={size}; give one share per rank or none"
+            f"the placement names {len(shares)} shares for tp={size}; give one share per rank or "
+            "none"
         )
     group = spec.num_heads // spec.num_kv_heads
     heads = cut_evenly(spec.num_heads, shares)

@@ -1,9 +1,12 @@
-"""How one tensor is cut over the ranks of a group. Says where the pieces lie; never touches a tensor.
+"""How one tensor is cut over the ranks of a group. Says where the pieces lie; never touches a
+tensor.
 
-A parameter declares its `ShardSpec` once. The loader reads by it, the cost ledger counts bytes by it, and
-whatever cuts the same tensor later (quantization scales, LoRA factors) derives its own cut from it.
+A parameter declares its `ShardSpec` once. The loader reads by it, the cost ledger counts bytes
+by it, and whatever cuts the same tensor later (quantization scales, LoRA factors) derives its
+own cut from it.
 """
 
+import itertools
 from dataclasses import dataclass
 from math import prod
 
@@ -20,8 +23,8 @@ class Segment:
     size: int
     """Elements of the whole, unsharded stretch."""
     ranges: tuple[Range, ...]
-    """Per rank of the group, its half-open range within this stretch. Ranges of two ranks may overlap (a
-    KV head held twice) or be empty."""
+    """Per rank of the group, its half-open range within this stretch. Ranges of two ranks may
+    overlap (a KV head held twice) or be empty."""
 
     def num_copies(self) -> int:
         """Most ranks that hold any one element; 1 where nothing is replicated."""
@@ -29,7 +32,7 @@ class Segment:
         return max(
             (
                 sum(start <= low and high <= stop for start, stop in self.ranges)
-                for low, high in zip(edges, edges[1:], strict=False)
+                for low, high in itertools.pairwise(edges)
             ),
             default=0,
         )
@@ -44,7 +47,8 @@ class Cut:
     dim: int
     """Dim of the tensor that is cut."""
     unit: int
-    """Elements that are never separated: head_dim, a quantization group, a packed word; 1 for none."""
+    """Elements that are never separated: head_dim, a quantization group, a packed word; 1 for
+    none."""
     segments: tuple[Segment, ...]
     """The stretches of the dim, in order; their sizes add up to it."""
 
@@ -66,7 +70,8 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class ShardSpec:
-    """Shape of a whole tensor and its cuts; no cut on a dim means that every rank holds all of it."""
+    """Shape of a whole tensor and its cuts; no cut on a dim means that every rank holds all of
+    it."""
 
     shape: tuple[int, ...]
     cuts: tuple[Cut, ...] = ()
@@ -83,11 +88,13 @@ class ShardSpec:
                 for start, stop in segment.ranges:
                     if not 0 <= start <= stop <= segment.size:
                         raise ValueError(
-                            f"segment {segment.name}: range {start}..{stop} leaves 0..{segment.size}"
+                            f"segment {segment.name}: range {start}..{stop} leaves "
+                            f"0..{segment.size}"
                         )
                     if start % cut.unit or (stop % cut.unit and stop != segment.size):
                         raise ValueError(
-                            f"segment {segment.name}: range {start}..{stop} splits a unit of {cut.unit}; "
+                            f"segment {segment.name}: range {start}..{stop} splits a unit of "
+                            f"{cut.unit}; "
                             f"cut on multiples of {cut.unit}"
                         )
 
@@ -107,7 +114,8 @@ class ShardSpec:
         return prod(self.local_shape(rank, axis))
 
     def pieces(self, rank: int, axis: str = "tp") -> tuple[Piece, ...]:
-        """The contiguous pieces of `rank`'s tensor along the cut dim, in local order (empty ones left out).
+        """The contiguous pieces of `rank`'s tensor along the cut dim, in local order (empty ones
+        left out).
 
         An uncut tensor has one piece named `all` over dim 0.
         """

@@ -1,6 +1,8 @@
-"""The three records that cross from rank 0 to every rank, in one ordered stream. Plain ints and floats; no tensor.
+"""The three records that cross from rank 0 to every rank, in one ordered stream. Plain ints and
+floats; no tensor.
 
-A `StepPlan` carries deltas only: the blocks that are *new* to a row, never its whole table. Ranks keep the rows.
+A `StepPlan` carries deltas only: the blocks that are *new* to a row, never its whole table.
+Ranks keep the rows.
 """
 
 import msgspec

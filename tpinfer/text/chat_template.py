@@ -1,7 +1,8 @@
 """Messages to a prompt, by the checkpoint's own jinja template, in a sandbox.
 
-chat_template.jinja comes first, then tokenizer_config.json's `chat_template`. A template is a stranger's program: it
-sees the messages and nothing else, cannot change them, and its errors are reported as the checkpoint's.
+chat_template.jinja comes first, then tokenizer_config.json's `chat_template`. A template is a
+stranger's program: it sees the messages and nothing else, cannot change them, and its errors are
+reported as the checkpoint's.
 """
 
 import json
@@ -38,7 +39,8 @@ class ChatTemplate:
         """special_tokens: what the template may refer to by name, such as bos_token."""
         if len(source) > MAX_TEMPLATE_CHARACTERS:
             raise CheckpointError(
-                f"the chat template has {len(source)} characters, more than {MAX_TEMPLATE_CHARACTERS}; refused"
+                f"the chat template has {len(source)} characters, more than "
+                f"{MAX_TEMPLATE_CHARACTERS}; refused"
             )
         try:
             import jinja2
@@ -60,7 +62,8 @@ class ChatTemplate:
             raise CheckpointError(f"the chat template cannot be compiled ({error})") from error
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        """The prompt for `messages`. Raises ConfigError with the template's own words when it refuses them."""
+        """The prompt for `messages`. Raises ConfigError with the template's own words when it
+        refuses them."""
         try:
             return self._template.render(
                 messages=list(messages),

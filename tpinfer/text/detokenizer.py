@@ -1,15 +1,17 @@
 """Tokens to text as they come, without ever showing half a character.
 
-A token's text depends on its neighbours (byte fallbacks, joined spaces), so a short tail of tokens is decoded twice,
-without and with the new one, and the difference is new text. A tail that ends inside a UTF-8 sequence decodes to
-U+FFFD and is held back. The tail moves on whenever text comes out, so a token costs a constant amount.
+A token's text depends on its neighbours (byte fallbacks, joined spaces), so a short tail of
+tokens is decoded twice, without and with the new one, and the difference is new text. A tail
+that ends inside a UTF-8 sequence decodes to U+FFFD and is held back. The tail moves on whenever
+text comes out, so a token costs a constant amount.
 """
 
 from tpinfer.text.tokenizer import Tokenizer
 
 _INCOMPLETE = "\ufffd"
 _LONGEST_CHARACTER = 4
-"""Bytes of the longest UTF-8 character: more tokens than that at the end are damage, not a character to wait for."""
+"""Bytes of the longest UTF-8 character: more tokens than that at the end are damage, not a
+character to wait for."""
 
 
 class Detokenizer:

@@ -1,7 +1,8 @@
 """A checkpoint's tokenizer: text to token ids and back. The `tokenizers` library does the work.
 
-What tokenizer.json says holds (normaliser, merges, special tokens, post-processor); tokenizer_config.json adds which
-tokens begin and end a text, and whether one is put in front where the post-processor does not.
+What tokenizer.json says holds (normaliser, merges, special tokens, post-processor);
+tokenizer_config.json adds which tokens begin and end a text, and whether one is put in front
+where the post-processor does not.
 """
 
 import json
@@ -19,7 +20,8 @@ class Tokenizer:
         path = directory / "tokenizer.json"
         if not path.is_file():
             raise CheckpointError(
-                f"{directory}: has no tokenizer.json; give prompts as token ids (prompt_token_ids), or save the "
+                f"{directory}: has no tokenizer.json; give prompts as token ids "
+                "(prompt_token_ids), or save the "
                 "tokenizer there with transformers' save_pretrained"
             )
         try:
@@ -54,7 +56,8 @@ class Tokenizer:
         return self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
     def _missing_bos(self) -> list[int]:
-        """The beginning token, where the settings ask for it and the post-processor does not add it."""
+        """The beginning token, where the settings ask for it and the post-processor does not add
+        it."""
         if not self.settings.get("add_bos_token") or self.bos_token is None:
             return []
         bos = self.token_id(self.bos_token)

@@ -1,4 +1,5 @@
-"""From a configuration and a seat to a worker: the only place where backends, dtypes and models are chosen."""
+"""From a configuration and a seat to a worker: the only place where backends, dtypes and models
+are chosen."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -167,7 +168,8 @@ def _model_spec(config: EngineConfig) -> ModelSpec:
 def _checked_tp(config: EngineConfig, seat: Seat) -> int:
     if config.tp != seat.world:
         raise ConfigError(
-            f"--tp {config.tp}, but {seat.world} ranks were started; start {config.tp} ranks or pass "
+            f"--tp {config.tp}, but {seat.world} ranks were started; start {config.tp} ranks or "
+            "pass "
             f"--tp {seat.world}"
         )
     return config.tp

@@ -62,7 +62,8 @@ class RowStore:
             self.rows.pop(row, None)
 
     def build(self, plan: StepPlan) -> tuple[StepInputs, StepAggregates]:
-        """The tensors of `plan`'s step and the sums its costs depend on. Changes block tables, not tokens."""
+        """The tensors of `plan`'s step and the sums its costs depend on. Changes block tables,
+        not tokens."""
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []

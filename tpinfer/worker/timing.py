@@ -1,8 +1,8 @@
 """When each op of a step ran, on the host's monotonic clock in ns, without a profiler.
 
-CPU ranks read the clock after every op. GPU ranks record an event after every op and read them once the step's
-tokens are on the host: the step needs that wait anyway. `time.perf_counter_ns` is CLOCK_MONOTONIC on Linux, which
-all ranks of a host share.
+CPU ranks read the clock after every op. GPU ranks record an event after every op and read them
+once the step's tokens are on the host: the step needs that wait anyway. `time.perf_counter_ns`
+is CLOCK_MONOTONIC on Linux, which all ranks of a host share.
 """
 
 from collections.abc import Sequence
@@ -45,8 +45,8 @@ class DeviceRun:
         self._start_ns = 0
 
     def issue(self, program: Sequence[Op], acts: Activations, step: StepInputs) -> None:
-        """Launch every op with an event behind it. The device is idle at the start: the plain loop reads each
-        step's tokens before it plans the next."""
+        """Launch every op with an event behind it. The device is idle at the start: the plain
+        loop reads each step's tokens before it plans the next."""
         self._issued_ns.clear()
         self._events[0].record()
         self._start_ns = perf_counter_ns()
@@ -67,8 +67,8 @@ def place_on_host_clock(
 ) -> OpTimes:
     """Device end times (ns since the step's first event) and host issue times as one axis.
 
-    An op cannot start before the host issued it nor before its predecessor ended; what lies between the two is
-    time in which the device waited for the host.
+    An op cannot start before the host issued it nor before its predecessor ended; what lies
+    between the two is time in which the device waited for the host.
     """
     starts, ends, last = [], [], start_ns
     for issued, elapsed in zip(issued_ns, elapsed_ns, strict=True):

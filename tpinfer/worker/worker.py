@@ -18,7 +18,8 @@ from tpinfer.worker.rows import RowStore
 from tpinfer.worker.timing import DeviceRun, OpTimes, run_timed
 
 MAX_RECORDED_STEPS = 8192
-"""Steps whose op times a rank keeps until they are asked for; about 3 KB each for a 28-layer model."""
+"""Steps whose op times a rank keeps until they are asked for; about 3 KB each for a 28-layer
+model."""
 
 
 @dataclass(frozen=True, slots=True)
