@@ -102,6 +102,7 @@ def write_checkpoint(name: str, directory: Path, seed: int = 0) -> Path:
     import torch
     import transformers
 
+    transformers.logging.disable_progress_bar()
     shape = dict(SHAPES[name])
     kind = shape.pop("kind")
     settings = {

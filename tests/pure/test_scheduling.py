@@ -131,18 +131,20 @@ def test_abort_ends_running_and_waiting_and_frees_all() -> None:
     assert scheduler.pool.num_free == 16 and not scheduler.has_work
 
 
-def test_released_rows_travel_with_the_next_plan() -> None:
-    scheduler = Scheduler(limits(max_num_seqs=1))
-    scheduler.add(sequence(0, 1, 1))
-    scheduler.add(sequence(1, 1, 1))
-    released = []
+def test_released_rows_travel_with_the_next_plan_unless_taken_again() -> None:
+    scheduler = Scheduler(limits(max_num_seqs=2))
+    for index, tokens in enumerate((1, 3, 1)):
+        scheduler.add(sequence(index, 1, tokens))
+    seen = []
     while scheduler.has_work:
-        scheduler.admit(0)
+        admitted = [s.row for s in scheduler.admit(0)]
         plan = scheduler.plan()
         assert plan is not None
-        released.append(plan.released_rows)
-        scheduler.commit(plan, [7], 0)
-    assert released == [(), (0,)]
+        seen.append((admitted, plan.released_rows))
+        scheduler.commit(plan, [7] * len(plan.rows), 0)
+    # Sequence 2 takes the row that sequence 0 left: its record replaces the old one, so that
+    # releasing the row with the next plan would lose it.
+    assert seen == [([0, 1], ()), ([0], ()), ([], (0,))]
 
 
 @given(st.lists(st.integers(1, 6), max_size=8))

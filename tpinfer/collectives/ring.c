@@ -1,17 +1,17 @@
 /*
  * Collectives of the ranks of one host over a shared-memory segment. No Python headers: built with
- * the system compiler by build_ring.py and called through ctypes. python_ring.py is the same protocol
- * in Python; ranks of either kind can work together.
+ * the system compiler by build_ring.py and called through ctypes. python_ring.py speaks the same
+ * protocol in Python; ranks of either kind can work together.
  *
- * Protocol. Every rank owns two slots and a counter of the phases it has published. In phase k a rank
+ * Protocol. Every rank owns two slots and a counter of the phases it has published. In phase k it
  * writes its part into slot k % 2, stores k in its counter (release) and waits until every counter
  * has reached k (acquire); then it reads the other ranks' slots. Two slots are enough: a rank that
  * writes phase k + 2 has seen all counters at k + 1, so everybody is done reading phase k.
  *
  * Waiting spins for spin_ns, then yields the core at every look; spin_ns is 0 where ranks outnumber
  * cores, because there a spinning rank keeps the one it waits for from running. A wait ends with an
- * error when a peer is gone (its lock on byte `peer` of the segment file is free), when the abort word
- * is set, at the time limit, or when a Python signal handler raises.
+ * error when a peer is gone (its lock on byte `peer` of the segment file is free), when the abort
+ * word is set, at the time limit, or when a Python signal handler raises.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -37,7 +37,7 @@ enum { OK, TIMED_OUT, PEER_GONE, ABORTED, INTERRUPTED, CLOSED };  /* codes in ri
 #define BLOCK 1024                  /* elements summed at a time, in the first-level cache */
 #define GRAIN 32                    /* parts of a chunk start at multiples of so many elements */
 #define MAX_RANKS 64
-#define LINE_WORDS 16               /* 128 bytes: two cache lines, which processors fetch in pairs */
+#define LINE_WORDS 16               /* 128 bytes: two cache lines, since they are fetched in pairs */
 
 /* Mirrored field by field in native_ring.py. */
 struct ring {
@@ -50,7 +50,7 @@ struct ring {
     void (*restore_thread)(void *);
     int (*check_signals)(void);
     uint64_t phase;         /* of this rank */
-    int64_t last_wait_ns;   /* of the last call: publishing to seeing the last peer, over its phases */
+    int64_t last_wait_ns;   /* of the last call: publishing to seeing the last peer, all phases */
     int64_t culprit;        /* rank that a failed call waited for */
 };
 
@@ -240,19 +240,21 @@ static void narrow_half(uint16_t *restrict out, const float *restrict in, int64_
 #endif
 }
 
-/* out may be one of the sources: a block is read from all of them before it is written. */
+/* out may be one of the sources (hence ivdep): an element is read from all, then written. */
 #define PLAIN_SUM(NAME, TYPE)                                                                      \
     static void NAME(TYPE *out, const uint8_t *const *sources, int64_t size, int64_t n)           \
     {                                                                                              \
         TYPE sum[BLOCK];                                                                           \
         for (int64_t at = 0; at < n; at += BLOCK) {                                                \
             int64_t count = n - at < BLOCK ? n - at : BLOCK;                                       \
-            memcpy(sum, (const TYPE *)sources[0] + at, (size_t)count * sizeof(TYPE));              \
+            const TYPE *left = (const TYPE *)sources[0] + at;                                      \
             for (int64_t p = 1; p < size; p++) {                                                   \
-                const TYPE *part = (const TYPE *)sources[p] + at;                                  \
-                for (int64_t i = 0; i < count; i++) sum[i] += part[i];                             \
+                const TYPE *right = (const TYPE *)sources[p] + at;                                 \
+                TYPE *to = p == size - 1 ? out + at : sum;                                         \
+                _Pragma("GCC ivdep")                                                               \
+                for (int64_t i = 0; i < count; i++) to[i] = left[i] + right[i];                    \
+                left = sum;                                                                        \
             }                                                                                      \
-            memcpy(out + at, sum, (size_t)count * sizeof(TYPE));                                   \
         }                                                                                          \
     }
 PLAIN_SUM(sum_f32, float)
@@ -370,7 +372,8 @@ int ring_all_gather(struct ring *r, uint8_t *out, const uint8_t *part, int64_t b
 }
 
 /* whole is [size][n]. */
-int ring_reduce_scatter(struct ring *r, uint8_t *out, const uint8_t *whole, int64_t n, int64_t dtype)
+int ring_reduce_scatter(struct ring *r, uint8_t *out, const uint8_t *whole, int64_t n,
+                        int64_t dtype)
 {
     int64_t width = width_of(dtype), most = r->slot_bytes / r->size / width / GRAIN * GRAIN;
     int code = begin(r);
@@ -435,7 +438,8 @@ int ring_barrier(struct ring *r)
 int ring_mail(struct ring *r, uint8_t *values, int64_t bytes, int64_t peer, int64_t outgoing)
 {
     int64_t pair = outgoing ? r->rank * r->size + peer : peer * r->size + r->rank;
-    word *sent = word_at(r, r->mail_flags_offset) + pair * 2 * LINE_WORDS, *taken = sent + LINE_WORDS;
+    word *sent = word_at(r, r->mail_flags_offset) + pair * 2 * LINE_WORDS;
+    word *taken = sent + LINE_WORDS;
     uint8_t *box = r->segment + r->mail_offset + pair * r->mail_bytes;
     word *own = outgoing ? sent : taken;
     int code = begin(r);

@@ -78,6 +78,8 @@ class Scheduler:
                 break
             sequence = self.waiting.popleft()
             sequence.row = self._free_rows.pop()
+            if sequence.row in self._released:  # its new record replaces the old one
+                self._released.remove(sequence.row)
             sequence.admitted_ns = now_ns
             self._reserved += needed
             self.running.append(sequence)

@@ -1,0 +1,116 @@
+"""Ranks as threads of the test's own process: a group that exchanges through a barrier, and one prefill with it."""
+
+import threading
+from pathlib import Path
+
+import torch
+
+from tpinfer.attention.paged_kv import PagedKV
+from tpinfer.attention.reference import bind_attention
+from tpinfer.checkpoint.loader import load_parameters
+from tpinfer.checkpoint.reader import CheckpointReader
+from tpinfer.config.dtypes import DType
+from tpinfer.config.huggingface import read_model_spec
+from tpinfer.decoding.sampler import bind_sample
+from tpinfer.layers.rotary import rotary_table
+from tpinfer.layers.step_inputs import Activations, Op
+from tpinfer.models.decoder import DecoderParts, build_decoder
+from tpinfer.numerics.torch_dtypes import to_torch
+from tpinfer.sharding.parameters import ParameterSpec, decoder_parameters
+from tpinfer.sharding.partition import Partition, partition_model
+from tpinfer.steps.plan import RowPlan, SequenceRecord, StepPlan
+from tpinfer.worker.rows import RotaryTable, RowStore
+
+CPU = torch.device("cpu")
+BLOCK = 16
+
+
+class ThreadExchange:
+    """What the ranks of one test pass to each other."""
+
+    def __init__(self, size: int) -> None:
+        self._barrier = threading.Barrier(size)
+        self._parts: list[torch.Tensor] = [torch.empty(0)] * size
+
+    def swap(self, rank: int, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """Every rank's tensor, in rank order."""
+        self._parts[rank] = tensor.clone()
+        self._barrier.wait(timeout=60)
+        found = list(self._parts)
+        self._barrier.wait(timeout=60)
+        return found
+
+
+def build_rank(
+    directory: Path, partition: Partition, rank: int, dtype: DType, exchange: ThreadExchange
+) -> tuple[list[Op], RowStore]:
+    """One rank's program and rows over a real checkpoint."""
+    spec = read_model_spec(directory)
+
+    def allocate(parameter: ParameterSpec) -> torch.Tensor:
+        return torch.empty(parameter.shard.local_shape(rank), dtype=to_torch(parameter.dtype))
+
+    def all_reduce(tensor: torch.Tensor) -> None:
+        parts = exchange.swap(rank, tensor)
+        tensor.copy_(torch.stack(parts).sum(0, dtype=torch.float32))
+
+    def all_gather(out: torch.Tensor, tensor: torch.Tensor) -> None:
+        out.copy_(torch.stack(exchange.swap(rank, tensor)))
+
+    with CheckpointReader(directory) as reader:
+        parameters = load_parameters(
+            reader, decoder_parameters(spec, partition, dtype), rank, allocate
+        )
+    compute = to_torch(dtype)
+    kv = PagedKV(
+        spec.num_layers, partition.num_kv_heads(rank), spec.head_dim, 16, BLOCK, compute, CPU
+    )
+    program = build_decoder(
+        DecoderParts(
+            spec=spec,
+            partition=partition,
+            rank=rank,
+            parameters=parameters,
+            kv=kv,
+            bind_attention=bind_attention,
+            bind_reduce=lambda site: all_reduce,
+            all_gather=all_gather,
+            sample=bind_sample(),
+        )
+    )
+    slides = bool(spec.sliding_layers) and all(spec.sliding_layers)
+    rotary = RotaryTable(*rotary_table(spec, spec.max_position, compute, CPU))
+    return program, RowStore(BLOCK, spec.sliding_window, slides, rotary, CPU)
+
+
+def prefill_logits(directory: Path, tp: int, dtype: DType, prompt: list[int]) -> torch.Tensor:
+    """float32 [len(prompt), V]: rank 0's gathered logits, one prompt token a step."""
+    partition = partition_model(read_model_spec(directory), tp)
+    exchange = ThreadExchange(tp)
+    found: dict[int, torch.Tensor] = {}
+
+    def work(rank: int) -> None:
+        program, rows = build_rank(directory, partition, rank, dtype, exchange)
+        # Temperature 1 makes the ranks gather whole rows of logits.
+        rows.admit(SequenceRecord(0, tuple(prompt), 1.0, 0, 1.0, 0.0, 0))
+        logits = []
+        with torch.inference_mode():
+            for step in range(len(prompt)):
+                blocks = tuple(range(16)) if step == 0 else ()
+                plan = StepPlan(step, (RowPlan(0, 1, blocks, 0, True),))
+                inputs, _ = rows.build(plan)
+                acts = Activations()
+                for op in program:
+                    op.call(acts, inputs)
+                logits.append(acts.logits.clone())
+                rows.rows[0].num_computed += 1
+        found[rank] = torch.cat(logits)
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(tp)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    for rank in range(1, tp):
+        assert torch.equal(found[0], found[rank]), "ranks disagree about the gathered logits"
+    return found[0]
