@@ -1,4 +1,5 @@
-"""Ranks as threads of the test's own process: a group that exchanges through a barrier, and one prefill with it."""
+"""Ranks as threads of the test's own process: a group that exchanges through a barrier, and one
+prefill with it."""
 
 import threading
 from pathlib import Path

@@ -117,15 +117,17 @@ def _choices(machine: Machine, tp: int) -> list[str]:
     from tpinfer.collectives.opening import gather_facts
     from tpinfer.config.engine import EngineConfig
     from tpinfer.config.huggingface import read_model_spec
+    from tpinfer.costs.choices import Choice, choose_execution
     from tpinfer.embedded.locate import embedded_model
     from tpinfer.launching.seat import choose_device
-    from tpinfer.worker.choices import Choice, choose_execution
 
     try:
         device = choose_device("auto", 0, tp, len(machine.gpus))
         directory = embedded_model()
         config = EngineConfig(model_dir=directory, tp=tp)
-        chosen = choose_execution(config, read_model_spec(directory), machine, device, tp)
+        chosen = choose_execution(
+            config, read_model_spec(directory), device, tp, machine.num_cores, machine.cpu_flags
+        )
         facts = machine.cpu_flags, machine.num_cores, machine.shared_memory_free_bytes
         device_type = device.partition(":")[0]
         found = gather_facts(device_type, tp, tp, "tpinfer", facts, len(machine.gpus))

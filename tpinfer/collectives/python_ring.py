@@ -217,6 +217,8 @@ class PythonRing:
 
     def _meet(self, phase: int) -> None:
         """Publish this rank's part of `phase` and wait for everybody's."""
+        if self._words[ABORT]:
+            raise self._segment.failure(ABORTED, self._rank)
         began_ns = time.perf_counter_ns()
         self._phase = phase
         self._words[self._layout.flag_word(self._rank)] = phase
@@ -235,15 +237,15 @@ class PythonRing:
             except (KeyboardInterrupt, SystemExit):
                 self._segment.abort(INTERRUPTED)
                 raise
-        if words[ABORT]:
-            raise self._segment.failure(ABORTED, peer)
 
     def _wait_long(self, flag: int, want: int, peer: int) -> None:
         words, segment = self._words, self._segment
         began_ns = asked_ns = time.perf_counter_ns()
         timeout_ns = segment.timeout_s * 1e9
         num_looks = 0
-        while words[flag] < want and not words[ABORT]:
+        while words[flag] < want:
+            if words[ABORT] and words[flag] < want:
+                raise segment.failure(ABORTED, peer)
             num_looks += 1
             os.sched_yield()
             if num_looks % _CHECK_EVERY:

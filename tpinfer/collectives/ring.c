@@ -124,8 +124,8 @@ static int wait_long(struct ring *r, const word *flag, uint64_t want, int64_t pe
             struct timespec nap = {0, SLEEP_NS};
             nanosleep(&nap, NULL);
         }
-        if (atomic_load_explicit(word_at(r, r->abort_offset), memory_order_relaxed)) {
-            code = ABORTED;
+        if (atomic_load_explicit(word_at(r, r->abort_offset), memory_order_acquire)) {
+            code = has_reached(flag, want) ? OK : ABORTED;
         } else if (waited > r->timeout_ns) {
             code = TIMED_OUT;
         } else if (now - asked_peer > PEERS_EVERY_NS) {

@@ -19,6 +19,7 @@ from tpinfer.config.huggingface import read_model_spec
 from tpinfer.config.model import ModelSpec
 from tpinfer.config.topology import Topology
 from tpinfer.config.topology_reader import load_topology
+from tpinfer.costs.choices import Choice, ExecutionChoices, choose_execution
 from tpinfer.costs.kv_capacity import MemoryPlan, MemoryRequest, plan_memory
 from tpinfer.costs.ledger import CostLedger
 from tpinfer.decoding.sampler import bind_sample
@@ -30,7 +31,6 @@ from tpinfer.numerics.torch_dtypes import to_torch
 from tpinfer.scheduling.scheduler import SchedulerLimits
 from tpinfer.sharding.parameters import ParameterSpec, decoder_parameters
 from tpinfer.sharding.partition import Partition, partition_model
-from tpinfer.worker.choices import Choice, ExecutionChoices, choose_execution
 from tpinfer.worker.measurements import gather_bytes
 from tpinfer.worker.rows import RotaryTable, RowStore
 from tpinfer.worker.worker import Worker, WorkerParts
@@ -70,7 +70,9 @@ def assemble(config: EngineConfig, seat: Seat, progress: Progress) -> Assembly:
         spec, _checked_tp(config, seat), topology.shares if topology else None
     )
     machine = discover_machine()
-    choices = choose_execution(config, spec, machine, seat.device, seat.local_world)
+    choices = choose_execution(
+        config, spec, seat.device, seat.local_world, machine.num_cores, machine.cpu_flags
+    )
     device = torch.device(seat.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -3,12 +3,12 @@
 `choose_execution` is pure: the same configuration and machine give the same choices.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from tpinfer.config.dtypes import DType
 from tpinfer.config.engine import EngineConfig
 from tpinfer.config.model import ModelSpec
-from tpinfer.machine.discover import Machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +43,17 @@ class ExecutionChoices:
 
 
 def choose_execution(
-    config: EngineConfig, spec: ModelSpec, machine: Machine, device: str, ranks_per_host: int
+    config: EngineConfig,
+    spec: ModelSpec,
+    device: str,
+    ranks_per_host: int,
+    num_cores: int,
+    cpu_flags: Collection[str],
 ) -> ExecutionChoices:
     """Decide dtype and threads of a rank that sits on `device` (`cpu` or `cuda:i`)."""
     device_type = device.partition(":")[0]
-    dtype, dtype_reason = _dtype(config, spec, machine, device_type)
-    threads = max(1, machine.num_cores // ranks_per_host)
+    dtype, dtype_reason = _dtype(config, spec, cpu_flags, device_type)
+    threads = max(1, num_cores // ranks_per_host)
     return ExecutionChoices(
         device_type=device_type,
         compute_dtype=dtype,
@@ -61,19 +66,17 @@ def choose_execution(
             Choice("dtype", dtype.value, dtype_reason),
             Choice("KV dtype", dtype.value, "the compute dtype"),
             Choice("attention", "reference", "plain torch over the paged cache"),
-            Choice(
-                "threads", str(threads), f"{machine.num_cores} cores over {ranks_per_host} ranks"
-            ),
+            Choice("threads", str(threads), f"{num_cores} cores over {ranks_per_host} ranks"),
         ),
     )
 
 
 def _dtype(
-    config: EngineConfig, spec: ModelSpec, machine: Machine, device_type: str
+    config: EngineConfig, spec: ModelSpec, cpu_flags: Collection[str], device_type: str
 ) -> tuple[DType, str]:
     if config.dtype is not None:
         return config.dtype, "asked for"
-    if device_type == "cpu" and "avx512_bf16" not in machine.cpu_flags:
+    if device_type == "cpu" and "avx512_bf16" not in cpu_flags:
         return DType.FLOAT32, "no AVX512_BF16 here, so 16-bit matmuls would be slower than float32"
     if spec.dtype in (DType.BFLOAT16, DType.FLOAT16):
         return spec.dtype, "the checkpoint's"
