@@ -286,7 +286,9 @@ def joins_unless_last(seat: Seat, timeout_s: float) -> str:
 
 
 def killed_while_opening(seat: Seat) -> None:
-    """Rank 0 has made the segment, nobody has come yet, and it is killed."""
+    """Rank 0 has made the segment, rank 1 never comes, and rank 0 is killed."""
+    if seat.rank == 1:
+        return
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, 0.2)
     open_backend(seat, "native")

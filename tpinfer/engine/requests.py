@@ -47,9 +47,15 @@ class RequestAttribution:
     decode: Attribution | None
     """First token to last; None for a single token."""
 
+    @property
+    def whole(self) -> Attribution:
+        """Accepted to last token: the request's end-to-end time."""
+        return self.ttft if self.decode is None else self.ttft + self.decode
+
     def to_json(self) -> dict[str, object]:
-        """Both splits as plain JSON values."""
+        """The whole request's split, and behind it the two parts, as plain JSON values."""
         return {
+            **self.whole.to_json(),
             "ttft": self.ttft.to_json(),
             "decode": self.decode.to_json() if self.decode else None,
         }
