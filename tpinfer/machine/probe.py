@@ -1,5 +1,4 @@
-"""A start-up read of what one rank can reach, with all ranks of the group at it at once. About
-0.3 s.
+"""A start-up read of what one rank can reach, with all ranks of the group at it at once.
 
 Each number is the best of several short trials: a ceiling is what the machine can do, not what
 it did while others used it. Not a benchmark of any op; `topo probe` will measure more, for
@@ -7,6 +6,7 @@ longer.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import perf_counter_ns
 
 import torch
@@ -31,18 +31,20 @@ def probe_ceilings(
 ) -> Ceilings:
     """Ceilings of this rank's slice. A collective call; every rank gets its own numbers.
 
-    On a GPU times are taken with events; that path has not run on one yet.
+    `budget_s` is for the trials; making what they read comes on top. On a GPU times are taken with
+    events; that path has not run on one yet.
     """
     clock = _device_clock(device) if device.type == "cuda" else _host_clock
     share_ns = int(budget_s * 1e9 / (4 + len(dtypes)))
-    group.barrier()
     with torch.inference_mode():
         if device.type == "cuda":
             memory = _gpu_memory(device, clock, share_ns)
         else:
-            memory = _cpu_memory(machine or discover_machine(), group.size, clock, share_ns)
+            memory = _cpu_memory(machine or discover_machine(), group, clock, share_ns)
+        group.barrier()
         rates = {dtype: _matmul_rate(dtype, device, clock, share_ns) for dtype in dtypes}
         floor_s = _op_floor_s(device, clock, share_ns)
+        group.barrier()
         latency_s, bandwidth = _collective(group, device)
     return Ceilings(memory, rates, floor_s, latency_s, bandwidth, ORIGIN)
 
@@ -80,11 +82,12 @@ def _best_ns(clock: Clock, call: Callable[[], object], budget_ns: int) -> int:
 
 
 def _cpu_memory(
-    machine: Machine, num_ranks: int, clock: Clock, budget_ns: int
+    machine: Machine, group: Group, clock: Clock, budget_ns: int
 ) -> tuple[MemoryLevel, ...]:
-    """Read rates by level: matrix-vector products over float32 weights that fit it, as decoding
-    reads them."""
-    levels = []
+    """Read rates by level, of float32 weights that fit it. All ranks are at the same level at once,
+    since they share what lies behind it."""
+    num_ranks = group.size
+    levels: list[tuple[str, int]] = []
     for cache in machine.caches:
         if cache.level < 2:
             continue
@@ -93,21 +96,27 @@ def _cpu_memory(
         ranks_sharing = max(1, min(num_ranks, cache.num_sharing))
         levels.append((f"L{cache.level}", cache.num_bytes // ranks_sharing))
     levels = levels or [("cache", 1 << 20)]
-    beyond = min(4 * levels[-1][1], 96 << 20)
-    found = [
-        MemoryLevel(name, size, _read_rate(size // 2, clock, budget_ns // 2))
-        for name, size in levels
-    ]
-    memory = _read_rate(max(beyond, 16 << 20), clock, budget_ns)
-    return (*found, MemoryLevel("DRAM", machine.memory_bytes // num_ranks, memory))
+    beyond = max(min(4 * levels[-1][1], 96 << 20), 16 << 20)
+    reads = [(name, size, size // 2, budget_ns // 2) for name, size in levels]
+    reads.append(("DRAM", machine.memory_bytes // num_ranks, beyond, budget_ns))
+    found: list[MemoryLevel] = []
+    fastest = 0.0
+    for name, capacity, num_bytes, share_ns in reversed(reads):
+        # A level is no slower than the one behind it, whatever a busy moment made of it.
+        fastest = max(fastest, _read_rate(num_bytes, group, clock, share_ns))
+        found.insert(0, MemoryLevel(name, capacity, fastest))
+    return tuple(found)
 
 
-def _read_rate(num_bytes: int, clock: Clock, budget_ns: int) -> float:
-    """Bytes per second of a matrix-vector product over `num_bytes` of weights."""
+def _read_rate(num_bytes: int, group: Group, clock: Clock, budget_ns: int) -> float:
+    """Bytes per second over `num_bytes` of weights: of a matrix-vector product, as decoding reads
+    them, or of a plain sum, which is sometimes the faster reader."""
     columns = 1024
     weight = torch.ones(max(16, num_bytes // 4 // columns), columns)
     vector, out = torch.ones(columns), torch.empty(weight.shape[0])
-    spent = _best_ns(clock, lambda: torch.mv(weight, vector, out=out), budget_ns)
+    group.barrier()
+    spent = _best_ns(clock, lambda: torch.mv(weight, vector, out=out), budget_ns // 2)
+    spent = min(spent, _best_ns(clock, weight.sum, budget_ns // 2))
     return weight.nbytes / (spent * 1e-9)
 
 
@@ -120,18 +129,26 @@ def _gpu_memory(device: torch.device, clock: Clock, budget_ns: int) -> tuple[Mem
 
 
 def _matmul_rate(dtype: DType, device: torch.device, clock: Clock, budget_ns: int) -> float:
-    """Operations per second of a square matmul in `dtype`."""
-    size = 8192 if device.type == "cuda" else 512
-    left = torch.ones(size, size, dtype=to_torch(dtype), device=device)
-    right = torch.ones(size, size, dtype=to_torch(dtype), device=device)
-    spent = _best_ns(clock, lambda: left @ right, budget_ns)
-    return 2 * size**3 / (spent * 1e-9)
+    """Operations per second of a square matmul in `dtype`, as large as fits the budget three times:
+    a dtype the processor does not know is a hundred times slower than one it does."""
+    size, largest = (1024, 8192) if device.type == "cuda" else (64, 512)
+    best = 0.0
+    while True:
+        left = torch.ones(size, size, dtype=to_torch(dtype), device=device)
+        right = torch.ones(size, size, dtype=to_torch(dtype), device=device)
+        multiply = partial(torch.mm, left, right)
+        last = size == largest
+        spent = _best_ns(clock, multiply, budget_ns // 2 if last else 0)
+        best = max(best, 2 * size**3 / (spent * 1e-9))
+        if last or 8 * 3 * spent > budget_ns:
+            return best
+        size *= 2
 
 
 def _op_floor_s(device: torch.device, clock: Clock, budget_ns: int) -> float:
     """Least time of an op that does next to nothing."""
-    small = torch.ones(16, device=device)
-    return _best_ns(clock, lambda: small.add_(1), budget_ns // 4) * 1e-9
+    left, right = torch.ones(16, device=device), torch.ones(16, device=device)
+    return _best_ns(clock, lambda: left + right, budget_ns // 4) * 1e-9
 
 
 def _collective(group: Group, device: torch.device) -> tuple[float, float]:
@@ -142,7 +159,7 @@ def _collective(group: Group, device: torch.device) -> tuple[float, float]:
     """
     if group.size == 1:
         return 0.0, _NO_PEERS_BYTES_PER_S
-    best = {}
+    usual = {}
     for num_bytes, trials in ((_SMALL_BYTES, 200), (_LARGE_BYTES, 12)):
         buffer = torch.zeros(num_bytes // 4, device=device)
         times = []
@@ -152,7 +169,8 @@ def _collective(group: Group, device: torch.device) -> tuple[float, float]:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             times.append(perf_counter_ns() - began)
-        best[num_bytes] = min(times) * 1e-9
-    latency_s = best[_SMALL_BYTES]
+        # The lower quartile: where ranks take turns on a core, the least is a stroke of luck.
+        usual[num_bytes] = sorted(times)[trials // 4] * 1e-9
+    latency_s = usual[_SMALL_BYTES]
     sent = 2 * (group.size - 1) / group.size * _LARGE_BYTES
-    return latency_s, sent / max(best[_LARGE_BYTES] - latency_s, 1e-9)
+    return latency_s, sent / max(usual[_LARGE_BYTES] - latency_s, 1e-9)
