@@ -1,0 +1,1 @@
+"""tpprof: where a recorded run spent its wall time, adding up exactly. Reads anybody's traces."""
