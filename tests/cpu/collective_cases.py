@@ -1,4 +1,5 @@
-"""What ranks do in test_collectives: each function runs on every rank and returns what to compare."""
+"""What ranks do in test_collectives: each function runs on every rank and returns what to
+compare."""
 
 import hashlib
 import itertools
@@ -40,7 +41,9 @@ def open_backend(seat: Seat, backend: str, timeout_s: float = 20.0) -> Group:
     return open_shared_memory(name, seat.rank, seat.world, timeout_s, NUM_CORES, native)
 
 
-def parts_of(size: int, shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> list[torch.Tensor]:
+def parts_of(
+    size: int, shape: tuple[int, ...], dtype: torch.dtype, seed: int
+) -> list[torch.Tensor]:
     """Every rank's tensor, the same on every rank."""
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(size, *shape, generator=generator) * 8

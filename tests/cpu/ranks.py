@@ -99,9 +99,7 @@ def rank_values(
     variables: Mapping[str, str] | None = None,
 ) -> list[Any]:
     """What each rank returned, in rank order; fails the test unless every rank ended well."""
-    outcomes = run_ranks(
-        target, size, run_id, arguments, timeout_s=timeout_s, variables=variables
-    )
+    outcomes = run_ranks(target, size, run_id, arguments, timeout_s=timeout_s, variables=variables)
     failed = [o for o in outcomes if o.exit_status]
     told = "\n".join(
         f"rank {o.rank}: status {o.exit_status}{', timed out' if o.timed_out else ''} after "
@@ -183,7 +181,9 @@ def _run(request: dict[str, Any]) -> list[RankOutcome]:
 
 
 def _fork(rank: int, request: dict[str, Any]) -> _Running:
-    report, output = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+", errors="replace")
+    # Both stay open until the rank has ended; `outcome` closes them.
+    report = tempfile.TemporaryFile("w+")  # noqa: SIM115
+    output = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
     server = os.getpid()
     pid = os.fork()
     if pid:

@@ -118,9 +118,7 @@ def test_an_interrupt_ends_a_wait_and_the_group(backend: str, run_name: str) -> 
 @needs_compiler
 @pytest.mark.ranks
 def test_opening_names_the_rank_that_does_not_come(run_name: str) -> None:
-    first, second, _ = rank_values(
-        f"{CASES}:joins_unless_last", 3, run_name, {"timeout_s": 0.4}
-    )
+    first, second, _ = rank_values(f"{CASES}:joins_unless_last", 3, run_name, {"timeout_s": 0.4})
     assert "rank 2 did not come within 0.4 s" in first
     assert "rank 0" in second
 

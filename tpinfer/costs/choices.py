@@ -76,6 +76,8 @@ def _dtype(
 ) -> tuple[DType, str]:
     if config.dtype is not None:
         return config.dtype, "asked for"
+    if device_type == "cpu" and spec.dtype is DType.FLOAT16 and "avx512_fp16" not in cpu_flags:
+        return DType.FLOAT32, "float16 matmuls of more than one row are several times slower here"
     if device_type == "cpu" and "avx512_bf16" not in cpu_flags:
         return DType.FLOAT32, "no AVX512_BF16 here, so 16-bit matmuls would be slower than float32"
     if spec.dtype in (DType.BFLOAT16, DType.FLOAT16):
