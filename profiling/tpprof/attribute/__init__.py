@@ -1,0 +1,1 @@
+"""One leaf for every piece of a wall interval."""

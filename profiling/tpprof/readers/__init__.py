@@ -1,0 +1,1 @@
+"""From anybody's recording to the one event model."""

@@ -1,0 +1,1 @@
+"""Kernel names by engine, as TOML."""
