@@ -221,6 +221,14 @@ def install_package(extras: "set[str]") -> None:
         pip(arguments, "check the network and pip's configuration, then run this again")
 
 
+def packages_of(extra: str) -> "list[str]":
+    """What pyproject.toml lists under an extra."""
+    import tomllib  # Python 3.11; older ones have been left behind by now
+
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        return tomllib.load(file)["project"]["optional-dependencies"][extra]
+
+
 def deepspeed_can_be_used() -> bool:
     """DeepSpeed's shared-memory all-reduce is written for AVX-512 and compiled here."""
     try:
@@ -241,7 +249,9 @@ def build_natives(gpu: bool) -> None:
             # Its set-up looks at the installed torch, which an isolated build would not see.
             pip(["install", "setuptools>=77", "wheel"], "")
             version = installed_torch() or TORCH
-            pip(["install", "--no-build-isolation", ".[cpu-collectives]", f"torch=={version}"], "")
+            # By name: naming tpinfer itself here would replace its editable install.
+            wanted = packages_of("cpu-collectives")
+            pip(["install", "--no-build-isolation", *wanted, f"torch=={version}"], "")
             modules.append("tpinfer.machine.build_deepspeed")
         except SetupError as error:
             say(f"going on without DeepSpeed: {str(error).strip()}")
