@@ -1,0 +1,174 @@
+"""Sentences that say what to do first, each with the time it is about, the largest first.
+
+The times are what the report measured: an upper bound of what a fix gives back, because other
+ranks and other work may fill the gap. `whatif` replays the ranks and says how much would be left.
+"""
+
+from dataclasses import dataclass
+
+from tpprof.report.collective_sums import waits_by_cause
+from tpprof.report.op_sums import OpSum, sum_ops
+from tpprof.report.wording import duration, percent, printable
+from tpprof.results import Report, Split
+
+_LEAST_SHARE = 0.01
+"""Of the wall: below it nothing is advised."""
+_MOST = 5
+_SPARSE = 0.5
+"""Coverage below which the report asks for a better recording."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    gain_ns: int
+    sentence: str
+
+
+def advise(report: Report) -> list[str]:
+    """At most five sentences about the rank shown; then what would make the report surer."""
+    shown = next((one for one in report.ranks if one.rank == report.rank_shown), None)
+    if shown is None or not report.wall_ns:
+        return []
+    ops = sum_ops(report.ops, report.rank_shown)
+    findings = [*_waiting(report), *_transfer(report, ops), *_host(shown), *_kernels(report, ops)]
+    findings += _small(report) + _queue(report)
+    least = _LEAST_SHARE * report.wall_ns
+    worth = sorted((f for f in findings if f.gain_ns >= least), key=lambda f: -f.gain_ns)
+    return [finding.sentence for finding in worth[:_MOST]] + _recording(report)
+
+
+def _of_wall(report: Report, spent_ns: int) -> str:
+    return f"{duration(spent_ns)} ({percent(spent_ns, report.wall_ns)} of the wall)"
+
+
+def _waiting(report: Report) -> list[_Finding]:
+    """One per rank that others wait for: counted on whichever rank waited longest for it."""
+    worst: dict[int, tuple[int, str, int]] = {}
+    for split in report.ranks:
+        by_rank: dict[int, tuple[int, str]] = {}
+        for (late, doing), spent in waits_by_cause(report, split.rank).items():
+            total, most = by_rank.get(late, (0, doing))
+            by_rank[late] = total + spent, most
+        for late, (spent, doing) in by_rank.items():
+            if late >= 0 and spent > worst.get(late, (0, "", 0))[0]:
+                worst[late] = spent, doing, split.rank
+    findings = []
+    for late, (spent, doing, waiting) in worst.items():
+        doing = f", mostly while it runs {printable(doing)}" if doing else ""
+        text = (
+            f"Rank {late} comes last to collectives{doing}: rank {waiting} waits "
+            f"{_of_wall(report, spent)} for it. Find out why rank {late} is slower there (its "
+            "share of the work, its clocks, its host) before touching the network."
+        )
+        findings.append(_Finding(spent, text))
+    return findings
+
+
+def _transfer(report: Report, ops: list[OpSum]) -> list[_Finding]:
+    transfer = report.leaves.get("comm_transfer", 0)
+    floor = sum(one.floor_ns for one in ops if one.bound == "communication")
+    if not transfer:
+        return []
+    if floor and transfer > floor:
+        text = (
+            f"Transfer takes {_of_wall(report, transfer)}, its ceiling allows {duration(floor)}. "
+            "A better collective for these sizes (one-shot below about 256 KB, NVLS, a larger "
+            "bucket) can win the difference."
+        )
+        return [_Finding(transfer - floor, text)]
+    text = (
+        f"Transfer takes {_of_wall(report, transfer)}. Send less (a lower-precision all-reduce, "
+        "fewer ranks) or hide it under compute."
+    )
+    return [_Finding(transfer, text)]
+
+
+def _host(shown: Split) -> list[_Finding]:
+    host = shown.leaves.get("host", 0) + shown.leaves.get("host_tail", 0)
+    launch = shown.leaves.get("launch_latency", 0)
+    findings = []
+    if host:
+        part, spent = max(shown.host_parts.items(), key=lambda item: item[1], default=("", 0))
+        most = f", {percent(spent, host)} of it in {printable(part)}" if part else ""
+        text = (
+            f"The host keeps the device waiting for {duration(host)} "
+            f"({percent(host, shown.wall_ns)} of the wall){most}. Replay graphs, prepare the next "
+            "step while this one runs, or make that part cheaper."
+        )
+        findings.append(_Finding(host, text))
+    if launch:
+        text = (
+            f"Launches on their way cost {duration(launch)} ({percent(launch, shown.wall_ns)} of "
+            "the wall). A graph launches all kernels of a step at once."
+        )
+        findings.append(_Finding(launch, text))
+    return findings
+
+
+def _kernels(report: Report, ops: list[OpSum]) -> list[_Finding]:
+    """The op that is furthest above its limit."""
+    modelled = [o for o in ops if o.floor_ns and o.bound in ("compute", "memory", "balanced")]
+    if not modelled:
+        return []
+    worst = max(modelled, key=lambda one: one.lost_ns)
+    ceiling = {"compute": "arithmetic", "memory": "memory"}.get(worst.bound, "nearest")
+    text = (
+        f"{printable(worst.key)} reaches {percent(worst.floor_ns, worst.time_ns)} of its "
+        f"{ceiling} ceiling: {_of_wall(report, worst.lost_ns)} lies above it. Try another kernel "
+        "or layout for it first."
+    )
+    return [_Finding(worst.lost_ns, text)]
+
+
+def _small(report: Report) -> list[_Finding]:
+    latency = report.leaves.get("latency", 0)
+    gaps = report.leaves.get("graph_gap", 0)
+    findings = []
+    if latency:
+        text = (
+            f"Kernels too small to reach a ceiling take {_of_wall(report, latency)}. Fuse them "
+            "with their neighbours, or give them more work with a larger batch."
+        )
+        findings.append(_Finding(latency, text))
+    if gaps:
+        text = (
+            f"Gaps between the kernels of a graph take {_of_wall(report, gaps)}. Fewer, larger "
+            "kernels or programmatic dependent launch close them."
+        )
+        findings.append(_Finding(gaps, text))
+    return findings
+
+
+def _queue(report: Report) -> list[_Finding]:
+    queue = report.leaves.get("queue", 0)
+    if not queue:
+        return []
+    text = (
+        f"Requests wait {_of_wall(report, queue)} to be admitted. Allow more rows or KV blocks, "
+        "or add replicas."
+    )
+    return [_Finding(queue, text)]
+
+
+def _recording(report: Report) -> list[str]:
+    """What to record or pass so that the next report says more."""
+    sentences = []
+    least = _LEAST_SHARE * report.wall_ns
+    unmodelled, unsplit = (report.leaves.get(leaf, 0) for leaf in ("unmodelled", "comm_unsplit"))
+    if unmodelled > least and report.coverage.flop_model < _SPARSE:
+        sentences.append(
+            f"{_of_wall(report, unmodelled)} is kernels without a model of their work: pass "
+            "--model config.json --tp N, or record with shapes."
+        )
+    if unsplit > least:
+        sentences.append(
+            f"{_of_wall(report, unsplit)} of communication could not be split into waiting and "
+            "transfer: pass the traces of all ranks of the same run."
+        )
+    if report.leaves.get("unrecorded", 0) > least:
+        spent = _of_wall(report, report.leaves["unrecorded"])
+        sentences.append(
+            f"In {spent} the recorder lost events: record fewer steps at a time, or with larger "
+            "buffers."
+        )
+    return sentences

@@ -1,0 +1,188 @@
+"""Parts of the terminal report that the sums rest on: collectives, floors, coverage, clocks."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tpinfer.config.units import format_flops, format_rate, format_size, format_time
+from tpprof.report.collective_sums import CollectiveSum, sum_collectives
+from tpprof.report.op_sums import OpSum, sum_ops
+from tpprof.report.wording import (
+    duration,
+    milliseconds,
+    percent,
+    plural,
+    printable,
+    shorten,
+    wrapped,
+)
+from tpprof.results import Alignment, Coverage, Report
+
+_MOST_COLLECTIVES, _MOST_OPS, _MOST_RANKS = 8, 12, 8
+COVERED = {
+    "layer": ("device time", "with a layer"),
+    "flop_model": ("device time", "with a FLOP and byte model"),
+    "launch_link": ("device time", "with its launch"),
+    "comm_bytes": ("collectives", "with known bytes"),
+    "matched_ranks": ("collectives", "matched over ranks"),
+    "explained": ("the wall", "explained"),
+}
+"""Field of `Coverage` -> (what it is a share of, what that share has)."""
+
+
+def render_collectives(report: Report) -> str:
+    """A line per kind and one for the wait and transfer of each rank; empty without any."""
+    sums = sum_collectives(report.collectives)
+    if not sums:
+        return ""
+    lines = [
+        f"{'collectives':<34}{'count':>7}{'bytes':>10}{'busbw GB/s':>12}"
+        "  who came last, and doing what"
+    ]
+    for one in sums[:_MOST_COLLECTIVES]:
+        lines += _collective_lines(one)
+    left = sums[_MOST_COLLECTIVES:]
+    if left:
+        spent = duration(sum(one.time_ns for one in left))
+        lines.append(f"({plural(len(left), 'more kind')}: {spent} over all ranks)")
+    return "\n".join(lines)
+
+
+def _collective_lines(one: CollectiveSum) -> list[str]:
+    size = format_size(one.bytes) if one.bytes >= 0 else "?"
+    busbw = f"{one.busbw_gbps:.3g}" if one.busbw_gbps is not None else "?"
+    mark = "" if one.method == "matched" else " (estimated)"
+    first = f"{shorten(one.name, 34 - len(mark)) + mark:<34}{one.count:>7}{size:>10}{busbw:>12}"
+    lines = [f"{first}  {_late(one)}".rstrip()]
+    for what, spent in (("wait", one.wait_ns), ("transfer", one.transfer_ns)):
+        lines.append(f"  {what:<9}{_each_rank(one.ranks, spent)}")
+    return lines
+
+
+def _each_rank(ranks: Sequence[int], spent_ns: Sequence[int]) -> str:
+    if len(ranks) <= 4:
+        each = (f"rank {r} {milliseconds(ns)} ms" for r, ns in zip(ranks, spent_ns, strict=True))
+        return ", ".join(each)
+    low, high = min(spent_ns), max(spent_ns)
+    return (
+        f"{milliseconds(low)} (rank {ranks[spent_ns.index(low)]}) to {milliseconds(high)} ms "
+        f"(rank {ranks[spent_ns.index(high)]}), mean {milliseconds(sum(spent_ns) / len(ranks))} ms"
+    )
+
+
+def _late(one: CollectiveSum) -> str:
+    rank, doing, share = one.worst
+    if rank < 0:
+        return "not told"
+    return f"rank {rank} {100 * share:.0f}%" + (f": {shorten(doing, 22)}" if doing else "")
+
+
+def render_ops(report: Report) -> str:
+    """Floor and lost of the ops that took longest on the rank shown; empty without any."""
+    sums = sum_ops(report.ops, report.rank_shown)
+    if not sums:
+        return ""
+    lines = [
+        f"{f'rank {report.rank_shown}: time against its limit':<38}{'count':>7}{'ms':>10}"
+        f"{'floor':>10}{'lost':>10}{'of limit':>9}  bound by"
+    ]
+    lines += [_op_line(one) for one in sums[:_MOST_OPS]]
+    if len(sums) > _MOST_OPS:
+        left = sums[_MOST_OPS:]
+        lines.append(_op_line(_added(f"({plural(len(left), 'smaller one')})", left)))
+    lines.append(_op_line(_added("all", sums)))
+    return "\n".join(lines)
+
+
+def _added(key: str, sums: Sequence[OpSum]) -> OpSum:
+    return OpSum(
+        key,
+        sum(one.time_ns for one in sums),
+        sum(one.floor_ns for one in sums),
+        sum(one.count for one in sums),
+        0,
+        0,
+        "",
+    )
+
+
+def _op_line(one: OpSum) -> str:
+    floor = milliseconds(one.floor_ns) if one.floor_ns else "?"
+    lost = milliseconds(one.lost_ns) if one.floor_ns else "?"
+    share = percent(one.floor_ns, one.time_ns) if one.floor_ns else "?"
+    return (
+        f"{shorten(one.key, 38):<38}{one.count:>7}{milliseconds(one.time_ns):>10}{floor:>10}"
+        f"{lost:>10}{share:>9}  {one.bound}"
+    ).rstrip()
+
+
+def render_evidence(report: Report) -> str:
+    """What the statements rest on, and what could not be told."""
+    lines = ["How sure this is"]
+    if report.method == "trace":
+        lines += _item("coverage", describe_coverage(report.coverage))
+    lines += [
+        line
+        for rank, one in report.clock_alignment.items()
+        for line in _item("clock", describe_alignment(rank, one))
+    ]
+    lines += _item("recorder", describe_dilation(report.dilation))
+    if report.ceilings:
+        lines += _item("ceilings", describe_ceilings(report.ceilings))
+    lines += _item("sum", f"the leaves and the wall differ by {report.residual_ns} ns")
+    for warning in report.warnings:
+        lines += _item("warning", printable(warning))
+    return "\n".join(lines)
+
+
+def _item(label: str, text: str) -> list[str]:
+    first, *others = wrapped(text, 11)
+    return [f"{label:<11}{first[11:]}", *others]
+
+
+def describe_coverage(coverage: Coverage) -> str:
+    """The shares that the report rests on."""
+    by_whole: dict[str, list[str]] = {}
+    for name, (whole, has) in COVERED.items():
+        share = percent(getattr(coverage, name), 1)
+        by_whole.setdefault(whole, []).append(f"{has} {share}")
+    return "; ".join(f"of {whole}: {', '.join(each)}" for whole, each in by_whole.items())
+
+
+def describe_alignment(rank: str, one: Alignment) -> str:
+    """One rank's clock in one line."""
+    if not one.accepted:
+        return f"rank {rank}: not aligned, {one.reason or 'no reason was recorded'}"
+    return (
+        f"rank {rank}: {duration(one.offset_ns)} off, drift {one.drift_ppm:.2f} ppm, residual "
+        f"{duration(one.residual_ns)} over {plural(one.num_samples, 'collective')}"
+    )
+
+
+def describe_dilation(dilation: float | None) -> str:
+    """What recording did to the wall."""
+    if dilation is None:
+        return "nobody measured how much slower the run was while it was recorded"
+    claim = "; above 5% nothing is claimed about gaps" if dilation > 1.05 else ""
+    return f"the run took {dilation:.3f} times as long while it was recorded{claim}"
+
+
+def describe_ceilings(ceilings: Mapping[str, Any]) -> str:
+    """The rates that were used, whichever of them are there."""
+    parts = [
+        f"{level.get('name', 'memory')} {format_rate(float(level['bytes_per_s']))}"
+        for level in ceilings.get("memory") or ()
+        if level.get("bytes_per_s")
+    ]
+    parts += [
+        f"{dtype} {format_flops(float(rate))}"
+        for dtype, rate in (ceilings.get("flops_per_s") or {}).items()
+        if rate
+    ]
+    if ceilings.get("kernel_floor_s"):
+        parts.append(f"a kernel at least {format_time(float(ceilings['kernel_floor_s']))}")
+    if ceilings.get("collective_latency_s"):
+        parts.append(f"a collective {format_time(float(ceilings['collective_latency_s']))}")
+    if ceilings.get("collective_bytes_per_s"):
+        parts.append(f"bus {format_rate(float(ceilings['collective_bytes_per_s']))}")
+    origin = printable(str(ceilings.get("origin") or "origin not recorded"))
+    return f"{', '.join(parts) or 'none'} ({origin})"
