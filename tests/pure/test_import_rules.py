@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGE = REPOSITORY / "tpinfer"
+TPPROF = REPOSITORY / "profiling" / "tpprof"
 
 ORDER = [
     "cli",
@@ -44,20 +46,31 @@ ORDER = [
 ]
 """A room imports only from rooms to its right."""
 TORCH_FREE_ROOMS = set(ORDER[ORDER.index("launching") :])
-TORCH_FREE_FILES = {"engine/attribution.py", "machine/discover.py"}
+TORCH_FREE_FILES = {
+    "engine/attribution.py",
+    "engine/requests.py",
+    "engine/run_report.py",
+    "engine/timeline.py",
+    "machine/discover.py",
+}
 """Files of rooms above the torch line that need numpy at most."""
 STRANGERS = [("decoding", "lora"), ("attention", "quantization"), ("collectives", "checkpoint")]
 STRANGERS += [("server", "distill")]
 """Rooms that import each other in neither direction."""
 ONLY_FROM = {"planner": {"cli"}, "worker": {"engine"}}
 """Who may import a room, where that is not everybody above it."""
-NEEDS_RUN_EXTRA = {"torch", "numpy", "safetensors", "transformers", "triton"}
-LIGHT_DEPENDENCIES = {"msgspec", "yaml"}
+TPPROF_ORDER = ["__main__", "cli", "report", "analyze", "attribute", "ranks", "classify"]
+TPPROF_ORDER += ["rules", "readers", "intervals", "events", "results", "errors"]
+"""Rooms of tpprof: folders, and files beside them. The same rule."""
+TPPROF_KNOWS = {"config", "sharding", "costs"}
+"""Rooms of tpinfer that tpprof may import."""
+NEEDS_RUN_EXTRA = {"torch", "safetensors", "transformers", "triton"}
+LIGHT_DEPENDENCIES = {"msgspec", "yaml", "numpy"}
 """What `pip install tpinfer` brings along."""
 FORBIDDEN_WORDS = set(
     ["data", "info", "ctx", "utils", "misc", "common", "helpers", "manager", "base", "core"]
 )
-MOST_LINES = 400
+MOST_LINES, MOST_READER_LINES = 400, 500
 
 
 @dataclass(frozen=True)
@@ -77,8 +90,12 @@ class Import:
     @property
     def room(self) -> str:
         """Room of tpinfer it belongs to, or nothing."""
+        return self.room_in("tpinfer")
+
+    def room_in(self, package: str) -> str:
+        """Room of `package` it belongs to, or nothing."""
         parts = self.name.split(".")
-        return parts[1] if parts[0] == "tpinfer" and len(parts) > 1 else ""
+        return parts[1] if parts[0] == package and len(parts) > 1 else ""
 
 
 def imports_of(tree: ast.Module, package: str = "tpinfer") -> Iterator[Import]:
@@ -99,13 +116,13 @@ def imports_of(tree: ast.Module, package: str = "tpinfer") -> Iterator[Import]:
             named = [node.module] if node.module else []
             stem = ".".join((parents if node.level else []) + named)
             yield Import(stem, node.lineno, at_import)
-            if stem in ("tpinfer", "torch"):
+            if stem in ("tpinfer", "tpprof", "torch"):
                 for alias in node.names:
                     yield Import(f"{stem}.{alias.name}", node.lineno, at_import)
 
 
-def sources() -> list[Path]:
-    return sorted(path for path in PACKAGE.rglob("*.py"))
+def sources(package: Path = PACKAGE) -> list[Path]:
+    return sorted(package.rglob("*.py"))
 
 
 def parse(path: Path) -> ast.Module:
@@ -119,6 +136,14 @@ def place(path: Path) -> tuple[str, str, str]:
     return inner.as_posix(), room, ".".join(("tpinfer", *inner.parts[:-1]))
 
 
+def tpprof_place(path: Path) -> tuple[str, str, str]:
+    """The same for tpprof, where a file beside the folders is a room of its own."""
+    inner = path.relative_to(TPPROF)
+    room = inner.with_suffix("").parts[0]
+    package = ".".join(("tpprof", *inner.parts[:-1]))
+    return inner.as_posix(), "" if room == "__init__" else room, package
+
+
 def arrow_faults(inner: str, room: str, found: Import) -> Iterator[str]:
     """What is wrong with one import of one file."""
     where = f"tpinfer/{inner}:{found.line} imports {found.name}"
@@ -130,8 +155,7 @@ def arrow_faults(inner: str, room: str, found: Import) -> Iterator[str]:
         if room not in ONLY_FROM.get(found.room, {room}):
             yield f"{where}: only {', '.join(ONLY_FROM[found.room])} may"
     torch_free = room in TORCH_FREE_ROOMS
-    heavy = found.top in NEEDS_RUN_EXTRA
-    if heavy and (torch_free or (inner in TORCH_FREE_FILES and found.top != "numpy")):
+    if found.top in NEEDS_RUN_EXTRA and (torch_free or inner in TORCH_FREE_FILES):
         yield f"{where}: it stands below the torch line"
     allowed = LIGHT_DEPENDENCIES | {"tpinfer"} | set(sys.stdlib_module_names)
     if (torch_free or room in ("cli", "")) and found.at_import and found.top not in allowed:
@@ -144,47 +168,73 @@ def arrow_faults(inner: str, room: str, found: Import) -> Iterator[str]:
         yield f"{where}: nothing here unpickles"
 
 
-def statement_faults(inner: str, node: ast.AST) -> Iterator[str]:
+def tpprof_faults(inner: str, room: str, found: Import) -> Iterator[str]:
+    """What is wrong with one import of one file of tpprof."""
+    where = f"profiling/tpprof/{inner}:{found.line} imports {found.name}"
+    target, order = found.room_in("tpprof"), TPPROF_ORDER
+    if target in order and room in order and order.index(target) < order.index(room):
+        yield f"{where}: {target} stands above {room}"
+    if found.room not in TPPROF_KNOWS | {""}:
+        yield f"{where}: of tpinfer it may know {', '.join(sorted(TPPROF_KNOWS))} alone"
+    # `record` may run a program of the user's, or our own, that brings torch along.
+    starts_programs = inner.startswith("cli/record") and not found.at_import
+    allowed = LIGHT_DEPENDENCIES | {"tpinfer", "tpprof"} | set(sys.stdlib_module_names)
+    if found.top not in allowed and not starts_programs:
+        yield f"{where}: `pip install tpinfer` does not bring it"
+    if found.top == "pickle":
+        yield f"{where}: nothing here unpickles"
+
+
+def statement_faults(path: str, node: ast.AST) -> Iterator[str]:
     """What is wrong with one statement or expression, whatever it imports."""
-    where = f"tpinfer/{inner}:{getattr(node, 'lineno', 0)}"
+    where = f"{path}:{getattr(node, 'lineno', 0)}"
     if isinstance(node, ast.Global):
         yield f"{where}: global {', '.join(node.names)}"
     if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
         text = f"{node.value.id}.{node.attr}"
         is_environment = re.fullmatch(r"os\.(environb?|getenvb?|putenv|unsetenv)", text)
-        if is_environment and inner != "config/environment.py":
+        if is_environment and path != "tpinfer/config/environment.py":
             yield f"{where}: {text} outside config/environment.py"
-        if text == "torch.distributed" and not inner.startswith("collectives/"):
+        if text == "torch.distributed" and not path.startswith("tpinfer/collectives/"):
             yield f"{where}: torch.distributed outside collectives"
-    if isinstance(node, ast.ImportFrom) and node.module == "os" and not inner.startswith("config/"):
+    if isinstance(node, ast.ImportFrom) and node.module == "os":
         names = {alias.name for alias in node.names} & {"environ", "getenv", "putenv"}
-        if names:
+        if names and not path.startswith("tpinfer/config/"):
             yield f"{where}: from os import {', '.join(sorted(names))}"
 
 
 def faults_of(path: Path) -> list[str]:
-    inner, room, package = place(path)
-    tree = parse(path)
-    faults = [] if room in (*ORDER, "") else [f"tpinfer/{inner}: {room} is no room of the house"]
+    """What is wrong with a file of tpinfer or of tpprof."""
+    tree, shown = parse(path), path.relative_to(REPOSITORY).as_posix()
+    is_tpprof = path.is_relative_to(TPPROF)
+    inner, room, package = tpprof_place(path) if is_tpprof else place(path)
+    rooms = TPPROF_ORDER if is_tpprof else ORDER
+    faults = [] if room in (*rooms, "") else [f"{shown}: {room} is no room of the house"]
     for found in imports_of(tree, package):
-        faults += arrow_faults(inner, room, found)
+        faults += (tpprof_faults if is_tpprof else arrow_faults)(inner, room, found)
     for node in ast.walk(tree):
-        faults += statement_faults(inner, node)
+        faults += statement_faults(shown, node)
     return faults
 
 
-def test_arrows_point_down() -> None:
-    assert sources(), "nothing to check"
-    assert [fault for path in sources() for fault in faults_of(path)] == []
+@pytest.mark.parametrize("package", [PACKAGE, TPPROF], ids=["tpinfer", "tpprof"])
+def test_arrows_point_down(package: Path) -> None:
+    assert sources(package), "nothing to check"
+    assert [fault for path in sources(package) for fault in faults_of(path)] == []
 
 
 def test_files_keep_their_size() -> None:
-    lines = {place(path)[0]: len(path.read_text().splitlines()) for path in sources()}
-    assert {name: count for name, count in lines.items() if count > MOST_LINES} == {}
+    too_long = {}
+    for path in sources() + sources(TPPROF):
+        reads_traces = path.is_relative_to(TPPROF / "readers")
+        count = len(path.read_text().splitlines())
+        if count > (MOST_READER_LINES if reads_traces else MOST_LINES):
+            too_long[path.relative_to(REPOSITORY).as_posix()] = count
+    assert too_long == {}
 
 
 def test_names_say_what_things_are() -> None:
-    paths = [path.relative_to(REPOSITORY) for path in sources()]
+    paths = [path.relative_to(REPOSITORY) for path in sources() + sources(TPPROF)]
     paths += [path.relative_to(REPOSITORY) for path in (REPOSITORY / "launch").iterdir()]
     bad = [
         str(p)
@@ -199,16 +249,45 @@ def test_package_files_only_say_what_they_are_for() -> None:
     """An __init__.py holds at most a docstring: no re-exports, so that importing a room costs
     nothing.
     """
-    for path in sources():
+    for path in sources() + sources(TPPROF):
         if path.name == "__init__.py":
             body = parse(path).body
             assert len(body) <= 1 and all(isinstance(node, ast.Expr) for node in body), path
 
 
-def test_pure_tests_import_no_torch() -> None:
-    for path in (REPOSITORY / "tests" / "pure").glob("*.py"):
-        heavy = {found.name for found in imports_of(parse(path)) if found.top in NEEDS_RUN_EXTRA}
-        assert heavy == set(), f"{path.name} imports {heavy}; move it to tests/cpu"
+def test_light_dependencies_are_the_declared_ones() -> None:
+    with (REPOSITORY / "pyproject.toml").open("rb") as file:
+        declared = tomllib.load(file)["project"]["dependencies"]
+    names = {re.split(r"[^a-z0-9]", line.lower())[0] for line in declared}
+    assert {"yaml" if name == "pyyaml" else name for name in names} == LIGHT_DEPENDENCIES
+
+
+def modules_behind(code: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has loaded after running `code`."""
+    code = f"import sys\n{code}\nprint(*sorted({{n.split('.')[0] for n in sys.modules}}))"
+    run = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, 'profiling')\n{code}"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return set(run.stdout.split())
+
+
+def test_pure_tests_and_what_they_test_import_no_torch() -> None:
+    names = [f"tests.pure.{path.stem}" for path in (REPOSITORY / "tests" / "pure").glob("*.py")]
+    loaded = modules_behind("\n".join(f"import {name}" for name in sorted(names)))
+    assert "hypothesis" in loaded
+    assert NEEDS_RUN_EXTRA & loaded == set(), "move the test that needs it to tests/cpu"
+
+
+def test_tpprof_imports_no_torch() -> None:
+    """What `ast` cannot see: the modules behind those that tpprof imports."""
+    found = [path.relative_to(TPPROF.parent).with_suffix("") for path in sources(TPPROF)]
+    names = [".".join(path.parts) for path in found if path.stem not in ("__init__", "__main__")]
+    assert NEEDS_RUN_EXTRA & modules_behind("\n".join(f"import {name}" for name in names)) == set()
 
 
 @pytest.mark.parametrize(
@@ -221,7 +300,9 @@ def test_pure_tests_import_no_torch() -> None:
             "models stands above costs",
         ),
         ("costs/ops.py", "costs", "def f():\n    import torch", "below the torch line"),
-        ("costs/ops.py", "costs", "if TYPE_CHECKING:\n    import numpy", "below the torch line"),
+        ("costs/ops.py", "costs", "if TYPE_CHECKING:\n    import torch", "below the torch line"),
+        ("costs/ops.py", "costs", "import numpy", ""),
+        ("costs/ops.py", "costs", "import pandas", "does not bring it"),
         ("text/t.py", "text", "import tokenizers", "does not bring it"),
         ("layers/l.py", "layers", "import torch.distributed as d", "only collectives may"),
         ("layers/l.py", "layers", "from torch import distributed", "only collectives may"),
@@ -243,6 +324,37 @@ def test_the_check_itself(inner: str, room: str, text: str, fault: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("inner", "text", "fault"),
+    [
+        ("readers/r.py", "from tpprof.classify import c", "classify stands above readers"),
+        ("ranks/r.py", "from tpprof.attribute.sweep import s", "attribute stands above ranks"),
+        ("attribute/a.py", "from tpprof.ranks.match import m", ""),
+        ("analyze.py", "from tpprof.report.text import t", "report stands above analyze"),
+        ("report/t.py", "from tpprof.analyze import a", ""),
+        ("results.py", "from tpprof import events", "events stands above results"),
+        ("intervals.py", "from . import ranks", "ranks stands above intervals"),
+        ("readers/r.py", "from ..events import Trace", ""),
+        ("classify/c.py", "from tpinfer.costs.ops import x", ""),
+        ("classify/c.py", "from tpinfer import engine", "of tpinfer it may know"),
+        ("classify/c.py", "def f():\n    import tpinfer.engine.llm", "of tpinfer it may know"),
+        ("cli/show.py", "def f():\n    import torch", "does not bring it"),
+        ("cli/record.py", "def f():\n    import torch", ""),
+        ("cli/record.py", "import torch", "does not bring it"),
+        ("readers/r.py", "import pandas", "does not bring it"),
+        ("readers/r.py", "import pickle", "nothing here unpickles"),
+    ],
+)
+def test_the_check_of_tpprof(inner: str, text: str, fault: str) -> None:
+    _, room, package = tpprof_place(TPPROF / inner)
+    found = [
+        problem
+        for one in imports_of(ast.parse(text), package)
+        for problem in tpprof_faults(inner, room, one)
+    ]
+    assert any(fault in problem for problem in found) if fault else found == []
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "global x",
@@ -253,15 +365,13 @@ def test_the_check_itself(inner: str, room: str, text: str, fault: str) -> None:
     ],
 )
 def test_the_check_of_statements(text: str) -> None:
-    assert any(list(statement_faults("layers/l.py", node)) for node in ast.walk(ast.parse(text)))
+    assert any(
+        list(statement_faults("tpinfer/layers/l.py", node)) for node in ast.walk(ast.parse(text))
+    )
 
 
 def test_the_command_line_starts_without_heavy_imports() -> None:
     """A launcher must have started its ranks before a tenth of a second has gone."""
-    code = "import sys, tpinfer.cli.main; print(*sorted({n.split('.')[0] for n in sys.modules}))"
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    heavy = NEEDS_RUN_EXTRA | {"tokenizers", "jinja2", "tpprof"}
-    assert heavy & set(run.stdout.split()) == set()
+    loaded = modules_behind("import tpinfer.cli.main; tpinfer.cli.main.build_parser()")
+    heavy = NEEDS_RUN_EXTRA | {"tokenizers", "jinja2", "numpy", "tpprof"}
+    assert "tpinfer" in loaded and heavy & loaded == set()
