@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tests.pure.models import tiny
 from tpinfer.config.dtypes import DType
+from tpinfer.config.errors import ConfigError
 from tpinfer.sharding.parameters import decoder_parameters
 from tpinfer.sharding.partition import cut_evenly, cut_in_units, partition_model
 from tpinfer.sharding.spec import Cut, Segment, ShardSpec
@@ -56,12 +57,12 @@ def test_shares_move_the_cuts() -> None:
 
 @pytest.mark.parametrize("size", [0, 9])
 def test_too_many_ranks_are_refused_with_the_limit(size: int) -> None:
-    with pytest.raises(ValueError, match="between 1 and 8"):
+    with pytest.raises(ConfigError, match="between 1 and 8"):
         partition_model(tiny(), size)
 
 
 def test_wrong_number_of_shares_is_refused() -> None:
-    with pytest.raises(ValueError, match="names 3 shares for tp=2"):
+    with pytest.raises(ConfigError, match="names 3 shares for tp=2"):
         partition_model(tiny(), 2, (1, 1, 1))
 
 

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tpinfer.config.errors import ConfigError
 from tpinfer.config.model import ModelSpec
 from tpinfer.sharding.spec import Range
 
@@ -22,10 +23,10 @@ def cut_evenly(num_units: int, shares: Sequence[float]) -> tuple[Range, ...]:
     """Cut `num_units` into len(shares) adjoining half-open ranges proportional to `shares`.
 
     Every boundary is the cumulative share rounded to a whole unit, moved so that no rank stays
-    empty where there are enough units. Raises ValueError for shares that are not positive.
+    empty where there are enough units. Raises ConfigError for shares that are not positive.
     """
     if any(share <= 0 for share in shares):
-        raise ValueError(
+        raise ConfigError(
             f"shares {tuple(shares)} must all be positive; give each rank a part of the work"
         )
     num_ranks, total = len(shares), sum(shares)
@@ -92,16 +93,16 @@ class Partition:
 def partition_model(spec: ModelSpec, size: int, shares: Sequence[float] | None = None) -> Partition:
     """Split `spec` over `size` ranks, evenly or in proportion to `shares`.
 
-    Raises ValueError when there are more ranks than query heads, or not one share a rank.
+    Raises ConfigError when there are more ranks than query heads, or not one share a rank.
     """
     if not 1 <= size <= spec.num_heads:
-        raise ValueError(
+        raise ConfigError(
             f"tp={size} needs at least one attention head per rank, but {spec.architecture} has "
             f"{spec.num_heads}; use --tp between 1 and {spec.num_heads}"
         )
     shares = tuple(shares) if shares else (1.0,) * size
     if len(shares) != size:
-        raise ValueError(
+        raise ConfigError(
             f"the placement names {len(shares)} shares for tp={size}; give one share per rank or "
             "none"
         )
