@@ -53,6 +53,8 @@ RECIPES = {
 BATCH, LENGTH, WARMUP = 12, 208, 100
 IGNORED = -100
 """Label of padding: no loss."""
+NUM_DRILLS, DRILL_SHARE = 4, 0.4
+"""Drills in a batch, and the share of the steps, from the first, that have them."""
 
 
 def train_tokenizer() -> Tokenizer:
@@ -93,6 +95,27 @@ def token_rows(tokenizer: Tokenizer, num_rows: int, seed: int) -> torch.Tensor:
     return rows
 
 
+def drill_rows(tokenizer: Tokenizer, num_rows: int) -> torch.Tensor:
+    """int64 [num_rows, LENGTH]: rows that only looking back can predict, before stories ask for it.
+
+    Half hold a few names in random order, over and over; half a random stretch of tokens, repeated.
+    A model learns from them in some hundred steps to copy from its context; from stories alone it
+    takes thousands.
+    """
+    generator = torch.Generator().manual_seed(7)
+    names, vocab_size = name_tokens(tokenizer), tokenizer.get_vocab_size()
+    rows = torch.empty(num_rows, LENGTH, dtype=torch.int64)
+    for i in range(num_rows):
+        if i % 2:
+            chosen = names[torch.randperm(len(names), generator=generator)[:3]]
+            rows[i] = chosen[torch.randint(0, 3, (LENGTH,), generator=generator)]
+        else:
+            period = int(torch.randint(12, 64, (1,), generator=generator))
+            stretch = torch.randint(len(SPECIAL), vocab_size, (period,), generator=generator)
+            rows[i] = stretch.repeat(LENGTH // period + 1)[:LENGTH]
+    return rows
+
+
 def make_config(recipe: Recipe, vocab_size: int) -> transformers.LlamaConfig:
     """A Llama with grouped KV heads and a tied head."""
     return transformers.LlamaConfig(
@@ -117,30 +140,72 @@ def train(recipe: Recipe, tokenizer: Tokenizer, name: str, out: Path, steps: int
     there."""
     torch.manual_seed(5)
     model = transformers.LlamaForCausalLM(make_config(recipe, tokenizer.get_vocab_size())).float()
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim == 1]
-    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=recipe.peak_rate, betas=(0.9, 0.95))
+    optimizers = make_optimizers(model, recipe)
     rows = token_rows(tokenizer, steps * BATCH, seed=100).view(steps, BATCH, LENGTH)
+    drilled = rows[: int(steps * DRILL_SHARE), :NUM_DRILLS]
+    drilled.copy_(drill_rows(tokenizer, drilled.shape[0] * NUM_DRILLS).view(drilled.shape))
+    unseen = token_rows(tokenizer, 48, seed=99)
+    names = name_tokens(tokenizer)
     began, smoothed = time.time(), 0.0
     for step in range(steps):
         ramp = min(1.0, (step + 1) / WARMUP)
         fall = 0.02 + 0.49 * (1 + cos(pi * step / steps))
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.peak_rate * ramp * fall
         loss = model(input_ids=rows[step].clamp_min(0), labels=rows[step]).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * ramp * fall
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         smoothed = loss.item() if step == 0 else 0.98 * smoothed + 0.02 * loss.item()
-        if (step + 1) % 50 == 0:
+        if (step + 1) % 100 == 0:
             print(
-                f"{name} {step + 1}/{steps} loss {smoothed:.3f} {time.time() - began:.0f} s",
+                f"{name} {step + 1}/{steps} loss {smoothed:.3f} names kept "
+                f"{names_kept(model, unseen, names):.3f} {time.time() - began:.0f} s",
                 flush=True,
             )
         if (step + 1) % 400 == 0 or step + 1 == steps:
             export(model, tokenizer, out / name)
+
+
+def make_optimizers(
+    model: transformers.LlamaForCausalLM, recipe: Recipe
+) -> tuple[torch.optim.Optimizer, ...]:
+    """Muon for the layers' matrices (it learns to copy names in a third of AdamW's steps), AdamW
+    for the rest. Each group carries its peak rate."""
+    inner = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n]
+    outer = [p for n, p in model.named_parameters() if p.ndim != 2 or ".layers." not in n]
+    muon = torch.optim.Muon(
+        inner, lr=recipe.peak_rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"
+    )
+    adam = torch.optim.AdamW(outer, lr=recipe.peak_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    for optimizer in (muon, adam):
+        for group in optimizer.param_groups:
+            group["peak"] = recipe.peak_rate
+    return muon, adam
+
+
+def name_tokens(tokenizer: Tokenizer) -> torch.Tensor:
+    """int64: ids of the names, as they stand behind a space."""
+    everybody = corpus.NAMES["she"] + corpus.NAMES["he"]
+    found = [tokenizer.encode(f" {name}").ids for name in everybody]
+    return torch.tensor([ids[0] for ids in found if len(ids) == 1])
+
+
+@torch.inference_mode()
+def names_kept(
+    model: transformers.LlamaForCausalLM, rows: torch.Tensor, names: torch.Tensor
+) -> float:
+    """How often a name that its story has mentioned before is predicted where it comes again."""
+    guesses = model(input_ids=rows.clamp_min(0)).logits[:, :-1].argmax(-1)
+    right = total = 0
+    for row, guess in zip(rows, guesses, strict=True):
+        for place in torch.isin(row, names).nonzero()[:, 0].tolist():
+            if place and row[place] in row[:place]:
+                total += 1
+                right += int(guess[place - 1] == row[place])
+    return right / max(total, 1)
 
 
 def export(model: transformers.LlamaForCausalLM, tokenizer: Tokenizer, directory: Path) -> None:

@@ -99,7 +99,7 @@ def prefill_logits(directory: Path, tp: int, dtype: DType, prompt: list[int]) ->
             for step in range(len(prompt)):
                 blocks = tuple(range(16)) if step == 0 else ()
                 plan = StepPlan(step, (RowPlan(0, 1, blocks, 0, True),))
-                inputs, _ = rows.build(plan)
+                inputs = rows.build(plan)
                 acts = Activations()
                 for op in program:
                     op.call(acts, inputs)

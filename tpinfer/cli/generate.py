@@ -12,7 +12,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tpinfer.cli.generate_flags import SHAPE_PREFIX, engine_config, model_directory
+from tpinfer.cli.generate_flags import (
+    SHAPE_PREFIX,
+    engine_config,
+    model_directory,
+    recording_request,
+)
 from tpinfer.cli.generate_flags import add_flags as add_flags
 from tpinfer.cli.prompts import Prompt, read_prompts, reads_stdin
 from tpinfer.cli.stream import Progress, TextStream
@@ -64,6 +69,7 @@ def _check(args: argparse.Namespace, tp: int) -> None:
     shares = load_topology(config.topology).shares if config.topology else None
     partition_model(spec, tp, shares)
     _sampling(args, config.model_dir)
+    recording_request(args)
     if args.chat and args.raw:
         raise ConfigError("--chat and --raw exclude each other; give one")
     if not reads_stdin(args):
@@ -77,6 +83,8 @@ def _run_rank(args: argparse.Namespace, seat: "Seat") -> int:
     if seat.rank:
         engine = open_engine(config, seat)
         with closing(engine):
+            if args.nvtx:
+                engine.use_nvtx()
             engine.serve()
         return 0
     if seat.launcher not in ("tpinfer", "single"):
@@ -102,6 +110,11 @@ def _generate(
     echoes = [prompt.text if not args.chat and args.prompt else None for prompt in prompts]
     stream = TextStream(sys.stdout, tokenizer, echoes) if not quiet else None
     exit_code = 0
+    recording = recording_request(args)
+    if args.nvtx:
+        engine.use_nvtx()
+    if recording is not None:
+        engine.record(recording)
     try:
         for event in engine.generate(requests):
             if stream is not None:
@@ -113,12 +126,20 @@ def _generate(
     if exit_code:
         print("stopped", file=sys.stderr)
         return exit_code
+    if recording is not None:
+        _write_recording(engine, recording.directory)
     if args.json:
         _write_json(args.json, engine, tokenizer)
     wants_table = sys.stdout.isatty() if args.table is None else args.table
     if (wants_table and not quiet) or args.explain:
         _print_report(args, engine, wants_table and not quiet)
     return 0
+
+
+def _write_recording(engine: "Engine", directory: Path) -> None:
+    for warning in engine.write_recording(["tpinfer", *sys.argv[1:]]):
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"recorded to {directory}; read it with: tpprof analyze {directory}", file=sys.stderr)
 
 
 def _print_report(args: argparse.Namespace, engine: "Engine", with_table: bool) -> None:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from tpinfer.config.dtypes import DType
-from tpinfer.config.engine import COMPUTE_DTYPES, EngineConfig
+from tpinfer.config.engine import COMPUTE_DTYPES, EngineConfig, RecordingRequest
 from tpinfer.config.errors import ConfigError
 from tpinfer.config.huggingface import find_model_directory
 from tpinfer.config.units import parse_size
@@ -24,6 +24,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     _output_flags(parser.add_argument_group("output"))
     _memory_flags(parser.add_argument_group("memory and batching"))
+    _recording_flags(parser.add_argument_group("recording (read it with tpprof)"))
 
 
 def _model_flags(group: argparse._ArgumentGroup) -> None:
@@ -138,6 +139,42 @@ def _memory_flags(group: argparse._ArgumentGroup) -> None:
         "--max-num-batched-tokens", type=int, default=2048, metavar="N",
         help="most tokens in one step; longer prompts go in chunks (2048)",
     )  # fmt: skip
+
+
+def _recording_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--profile", metavar="DIR",
+        help="record some steps on every rank with torch's profiler, and write them there",
+    )  # fmt: skip
+    group.add_argument(
+        "--profile-steps", type=int, default=10, metavar="N", help="steps to record (10)"
+    )
+    group.add_argument(
+        "--profile-skip", type=int, default=3, metavar="N",
+        help="steps to run before (3); 0 records the time to first token too",
+    )  # fmt: skip
+    group.add_argument(
+        "--nvtx", action="store_true", help="name steps and ops to Nsight Systems (launch/nsys.sh)"
+    )
+
+
+def recording_request(args: argparse.Namespace) -> RecordingRequest | None:
+    """What --profile asks for. Raises ConfigError."""
+    if args.profile is None:
+        return None
+    if args.profile_steps < 1 or args.profile_skip < 0:
+        raise ConfigError(
+            f"--profile-steps {args.profile_steps} must be 1 or more and --profile-skip "
+            f"{args.profile_skip} 0 or more"
+        )
+    directory = Path(args.profile)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--profile {directory}: cannot be made ({error.strerror}); name another directory"
+        ) from error
+    return RecordingRequest(directory, args.profile_skip, args.profile_steps)
 
 
 def model_directory(name: str) -> Path:

@@ -16,7 +16,7 @@ class MpiGroup(GatheredGroup):
         """Raises RankError without mpi4py, or when MPI counts other ranks than the launcher."""
         super().__init__(rank, size)
         try:
-            from mpi4py import MPI
+            from mpi4py import MPI  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise RankError(
                 f"--collective mpi needs mpi4py and an MPI library ({error}); pip install "

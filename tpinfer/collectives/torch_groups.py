@@ -6,9 +6,11 @@ picks its own links.
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import FileStore, Store
 
 from tpinfer.collectives.gathered import GatheredGroup
 from tpinfer.collectives.group import Group
@@ -57,7 +59,8 @@ class TorchGroup(GatheredGroup):
 
 def open_gloo(directory: Path, rank: int, size: int, timeout_s: float) -> Group:
     """A gloo group whose sockets listen on loopback alone."""
-    options = dist.ProcessGroupGloo._Options()
+    # torch declares neither the options nor that its backends take a group's calls.
+    options = cast(Any, dist.ProcessGroupGloo)._Options()
     options._devices = [dist.ProcessGroupGloo.create_device(interface="lo")]
     options._timeout = timedelta(seconds=timeout_s)
     store = _store(directory / "gloo", size, timeout_s)
@@ -65,7 +68,7 @@ def open_gloo(directory: Path, rank: int, size: int, timeout_s: float) -> Group:
         group = dist.ProcessGroupGloo(store, rank, size, options)
     except RuntimeError as error:
         raise RankError(f"gloo: the ranks did not meet within {timeout_s:g} s ({error})") from error
-    return TorchGroup("gloo", rank, size, group)
+    return TorchGroup("gloo", rank, size, cast(Any, group))
 
 
 def open_nccl(
@@ -77,7 +80,7 @@ def open_nccl(
     store = _store(directory / "nccl", size, timeout_s)
     try:
         group = dist.ProcessGroupNCCL(store, rank, size, options)
-        opened = TorchGroup("nccl", rank, size, group)
+        opened = TorchGroup("nccl", rank, size, cast(Any, group))
         # The first collective makes the connections; a graph capture later must not.
         opened.all_reduce(torch.zeros(1, device=device))
         torch.cuda.synchronize(device)
@@ -86,7 +89,7 @@ def open_nccl(
     return opened
 
 
-def _store(path: Path, size: int, timeout_s: float) -> dist.Store:
-    store = dist.FileStore(str(path), size)
+def _store(path: Path, size: int, timeout_s: float) -> Store:
+    store = FileStore(str(path), size)
     store.set_timeout(timedelta(seconds=timeout_s))
     return store

@@ -82,3 +82,13 @@ class EngineConfig:
         value = getattr(self, name)
         if value not in allowed:
             raise ConfigError(f"{name}={value!r} is not known; use one of {', '.join(allowed)}")
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingRequest:
+    """Which steps of a run to record, and where to."""
+
+    directory: Path
+    num_skipped: int
+    """Steps that run before; 0 records from before the first request is accepted."""
+    num_steps: int

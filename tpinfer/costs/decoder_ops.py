@@ -105,13 +105,13 @@ class DecoderOps:
         )
 
     def _rope(self, query: int, kv: int) -> OpFormula:
-        """Three operations a rotated value (four more for its QK norm), keys and values written
-        to the cache."""
-        size, turned = self.compute_dtype.num_bytes, query + kv
-        per_value = 7 if self.spec.qk_norm else 3
+        """Three operations a rotated value (four more for its QK norm, whose two weights are read
+        once a step), keys and values written to the cache."""
+        size, turned, angles = self.compute_dtype.num_bytes, query + kv, 2 * self.spec.head_dim
+        per_value, weights = (7, 2 * self.spec.head_dim) if self.spec.qk_norm else (3, 0)
         return OpFormula(
             flops=formula(tokens=per_value * turned),
-            bytes_read=formula(tokens=(turned + kv + 2 * self.spec.head_dim) * size),
+            bytes_read=formula(one=weights * size, tokens=(turned + kv + angles) * size),
             bytes_written=formula(tokens=turned * size + 2 * kv * self.kv_dtype.num_bytes),
         )
 

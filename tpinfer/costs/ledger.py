@@ -33,6 +33,7 @@ class CostLedger:
         ops = DecoderOps(spec, partition, rank, compute_dtype, kv_dtype)
         self._by_slides = {slides: ops.layer(slides) for slides in (False, True)}
         self._ends = ops.before_layers(), ops.behind_layers()
+        self._num_sliding = sum(spec.window(i) is not None for i in range(spec.num_layers))
         self._program = self._walk()
         self._index = {op_id: i for i, (op_id, _, _) in enumerate(self._program)}
         self._step_formulas = self._sum_by_kind()
@@ -83,9 +84,11 @@ class CostLedger:
         return max_tokens * per_token * size + max_rows * spec.vocab_size * 4 * 3
 
     def step_working_set_bytes(self, aggregates: StepAggregates) -> int:
-        """Bytes a step touches and the next one touches again: weights and the context's keys
-        and values."""
-        return self.weight_bytes_read + aggregates.sk * self.kv_bytes_per_token
+        """Bytes a step touches and the next one touches again: weights, and the context's keys
+        and values as far as each layer looks back."""
+        layers, sliding = self.spec.num_layers, self._num_sliding
+        attended = (layers - sliding) * aggregates.sk + sliding * aggregates.sk_window
+        return self.weight_bytes_read + attended * (self.kv_bytes_per_token // layers)
 
     @cached_property
     def weight_bytes_read(self) -> int:
@@ -109,8 +112,8 @@ class CostLedger:
     def _sum_by_kind(self) -> dict[OpKind, OpFormula]:
         before, behind = self._ends
         counted = [(op, 1) for op in before + behind]
-        num_sliding = sum(self.spec.window(i) is not None for i in range(self.spec.num_layers))
-        for slides, count in ((False, self.spec.num_layers - num_sliding), (True, num_sliding)):
+        num_full = self.spec.num_layers - self._num_sliding
+        for slides, count in ((False, num_full), (True, self._num_sliding)):
             counted += [(op, count) for op in self._by_slides[slides] if count]
         kinds = dict.fromkeys(op[1] for op, _ in counted)
         return {

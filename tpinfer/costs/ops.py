@@ -56,6 +56,10 @@ class StepAggregates:
             self.sk_window, self.pairs_window,
         )  # fmt: skip
 
+    def named(self) -> dict[str, int]:
+        """By name, in the order of TERMS."""
+        return dict(zip(TERMS[1:], self.values()[1:], strict=True))
+
 
 TERMS = ("one", *(field.name for field in fields(StepAggregates)))
 """What a formula's coefficients multiply."""

@@ -35,7 +35,8 @@ class HostSpan:
     """Something the host did outside the ops."""
 
     part: str
-    """`schedule`, `plan_wait`, `prepare`, `sample`, `detokenize`, `python` or `ipc`."""
+    """`schedule`, `plan_wait`, `prepare`, `sample`, `detokenize`, `python`, `ipc`, or
+    `recorder`: a profiler starting and stopping."""
     start_ns: int
     end_ns: int
 

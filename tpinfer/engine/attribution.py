@@ -12,7 +12,7 @@ import numpy as np
 
 from tpinfer.config.ceilings import Ceilings
 from tpinfer.costs.ledger import CostLedger
-from tpinfer.costs.step_record import Measurements
+from tpinfer.costs.step_record import Measurements, StepRecord
 from tpinfer.engine.timeline import (
     HOST_PARTS,
     LEAVES,
@@ -171,6 +171,10 @@ class Attributor:
                 )
             )
         return Attribution(tuple(splits), self._origin, self._warnings)
+
+    def records(self, rank: int) -> Sequence[StepRecord]:
+        """The steps of a rank."""
+        return self._records[rank]
 
     def floors(self, rank: int) -> list[FloorRow]:
         """Kernel time against its floor per kind of op over all recorded steps; largest time

@@ -4,9 +4,7 @@ Rank 0 sends each message and then does it itself; the others do it as it arrive
 """
 
 from collections.abc import Callable
-from time import perf_counter_ns
 
-from tpinfer.costs.step_record import HostSpan
 from tpinfer.steps.plan import Command, Message, SequenceRecord, StepPlan, decode, encode
 from tpinfer.steps.wire import PlanReader, PlanWriter
 from tpinfer.worker.worker import Worker
@@ -44,17 +42,15 @@ class Executor:
     def _send(self, message: Message) -> None:
         if self._wire is None:
             return
-        began = perf_counter_ns()
-        self._wire.send(encode(message))
-        self._worker.spans.append(HostSpan("ipc", began, perf_counter_ns()))
+        with self._worker.spans.part("ipc"):
+            self._wire.send(encode(message))
 
 
 def follow(worker: Worker, wire: PlanReader, on_command: CommandCall) -> None:
     """The life of a rank other than 0: do what arrives until `close`."""
     while True:
-        began = perf_counter_ns()
-        message = decode(wire.receive(None, None))
-        worker.spans.append(HostSpan("plan_wait", began, perf_counter_ns()))
+        with worker.spans.part("plan_wait"):
+            message = decode(wire.receive(None, None))
         if isinstance(message, StepPlan):
             worker.execute(message)
         elif isinstance(message, SequenceRecord):

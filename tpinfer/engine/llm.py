@@ -6,18 +6,19 @@
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter_ns
 
-from tpinfer.config.engine import EngineConfig
+from tpinfer.config.engine import EngineConfig, RecordingRequest
 from tpinfer.config.sampling import SamplingParams
-from tpinfer.costs.step_record import HostSpan
 from tpinfer.engine.executor import Executor, follow
 from tpinfer.engine.metrics import Metrics, RunReport
+from tpinfer.engine.recording import Recording, RunFacts, answer
 from tpinfer.engine.requests import GenerationRequest, GenerationResult, TokenEvent
 from tpinfer.launching.seat import Seat
 from tpinfer.scheduling.request import Sequence as Running
 from tpinfer.scheduling.scheduler import Scheduler
-from tpinfer.steps.plan import SequenceRecord
+from tpinfer.steps.plan import Command, SequenceRecord
 from tpinfer.steps.wire import PlanReader, PlanWriter
 from tpinfer.worker.assemble import Assembly, assemble
+from tpinfer.worker.capture import Capture
 
 Progress = Callable[[str], None]
 
@@ -32,13 +33,15 @@ class Engine:
         self._executor = Executor(self._worker, wire if isinstance(wire, PlanWriter) else None)
         self._scheduler = Scheduler(assembly.limits)
         self._metrics = Metrics(assembly)
+        self._capture = Capture(assembly.worker)
+        self._recording: Recording | None = None
         self._finished: list[Running] = []
         self._stopping = False
 
     def serve(self) -> None:
         """Follow rank 0 until it closes. For ranks other than 0."""
         assert isinstance(self._wire, PlanReader), "only ranks other than 0 follow"
-        follow(self._worker, self._wire, self._metrics.answer)
+        follow(self._worker, self._wire, self._answer)
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[TokenEvent]:
         """Run `requests` together and yield each token as it reaches the host.
@@ -49,20 +52,26 @@ class Engine:
         """
         self._finished = []
         self._metrics.forget()
+        if self._recording is not None:
+            self._recording.before_run()
         accepted_ns = perf_counter_ns()
         sequences = [_sequence(i, r, accepted_ns) for i, r in enumerate(requests)]
         for sequence in sequences:
             self._scheduler.add(sequence)
+            self._worker.spans.mark(f"tpinfer.accept request={sequence.index}")
         params = {s.index: r.params for s, r in zip(sequences, requests, strict=True)}
         try:
             while self._scheduler.has_work and not self._stopping:
                 for event in self._step(params):
                     asked_ns = perf_counter_ns()
-                    yield event
-                    self._span("detokenize", asked_ns)
+                    with self._worker.spans.named("detokenize"):
+                        yield event
+                    self._worker.spans.add("detokenize", asked_ns, perf_counter_ns())
         finally:
             self._scheduler.abort_all("abort")
             self._finished = sequences
+            if self._recording is not None:
+                self._recording.stop()
 
     def stop(self) -> None:
         """Make `generate` end after the step in progress. Safe to call from a signal handler."""
@@ -78,6 +87,22 @@ class Engine:
         `results`."""
         return self._metrics.report(self._finished, self._executor)
 
+    def use_nvtx(self) -> None:
+        """Put NVTX ranges around steps, ops and host parts. Every rank calls it. Raises ConfigError
+        without the nvtx package."""
+        self._capture.use_nvtx()
+
+    def record(self, request: RecordingRequest) -> None:
+        """Have the next `generate` record some of its steps. On rank 0, before it."""
+        self._recording = Recording(request, self._capture, self._executor)
+
+    def write_recording(self, command: Sequence[str]) -> list[str]:
+        """Write what `record` asked for; returns warnings. `command` goes into run.json. A
+        collective call like `results`."""
+        assert self._recording is not None, "record() comes before write_recording()"
+        records, ceilings = self._metrics.records_and_ceilings(self._executor)
+        return self._recording.write(self._assembly, ceilings, RunFacts(records, command))
+
     def close(self) -> None:
         """Let go of ranks, shared memory and connections. Can be called twice."""
         if self._wire is not None:
@@ -86,20 +111,29 @@ class Engine:
         self._assembly.group.close()
 
     def _step(self, params: dict[int, SamplingParams]) -> list[TokenEvent]:
-        began_ns = perf_counter_ns()
-        for sequence in self._scheduler.admit(began_ns):
-            self._executor.admit(_record(sequence, params[sequence.index]))
-        plan = self._scheduler.plan()
+        if self._recording is not None:
+            self._recording.before_step()
+        spans = self._worker.spans
+        with spans.part("schedule"):
+            for sequence in self._scheduler.admit(perf_counter_ns()):
+                spans.mark(f"tpinfer.admit request={sequence.index}")
+                self._executor.admit(_record(sequence, params[sequence.index]))
+            plan = self._scheduler.plan()
         assert plan is not None, "a scheduler with work always has a step to run"
-        self._span("schedule", began_ns)
         sampled = self._executor.execute(plan)
         now_ns = perf_counter_ns()
-        news = self._scheduler.commit(plan, sampled, now_ns)
-        self._span("schedule", now_ns)
+        with spans.part("schedule"):
+            news = self._scheduler.commit(plan, sampled, now_ns)
+            if spans.annotate is not None:
+                for sequence, _ in news:
+                    place = len(sequence.token_ids) - 1
+                    spans.mark(f"tpinfer.token request={sequence.index} index={place}")
         return [TokenEvent(s.index, token, s.finish_reason) for s, token in news]
 
-    def _span(self, part: str, began_ns: int) -> None:
-        self._worker.spans.append(HostSpan(part, began_ns, perf_counter_ns()))
+    def _answer(self, command: Command) -> None:
+        """This rank's part of a command from rank 0."""
+        if not answer(self._capture, command):
+            self._metrics.answer(command)
 
 
 def open_engine(config: EngineConfig, seat: Seat, progress: Progress | None = None) -> Engine:

@@ -10,6 +10,7 @@ import msgspec
 from tpinfer.config.ceilings import Ceilings, MemoryLevel
 from tpinfer.config.dtypes import DType
 from tpinfer.costs.kv_capacity import MemoryPlan
+from tpinfer.costs.step_record import StepRecord
 from tpinfer.engine.attribution import Attribution, Attributor, FloorRow
 from tpinfer.engine.executor import Executor
 from tpinfer.engine.requests import GenerationResult, RequestAttribution, Timing
@@ -107,6 +108,12 @@ class Metrics:
             floors=tuple(attributor.floors(0)),
             choices=tuple(assembly.choices.explain()),
         )
+
+    def records_and_ceilings(
+        self, executor: Executor
+    ) -> tuple[Sequence[StepRecord], Sequence[Ceilings]]:
+        """Rank 0's steps of this run, and every rank's ceilings. A collective call."""
+        return self._gather(executor).records(0), self._ceilings
 
     def _gather(self, executor: Executor) -> Attributor:
         """Ask all ranks once per run for their records, and once per engine for the ceilings."""

@@ -23,7 +23,9 @@ LEAVES = (
     "idle_unexplained", "unrecorded", "queue",
 )  # fmt: skip
 """Every leaf, in the order of reports."""
-HOST_PARTS = ("schedule", "plan_wait", "prepare", "sample", "detokenize", "python", "ipc")
+HOST_PARTS = (
+    "schedule", "plan_wait", "prepare", "sample", "detokenize", "python", "ipc", "recorder",
+)  # fmt: skip
 """What `host` is made of."""
 _HOST, _IDLE = LEAVES.index("host"), LEAVES.index("idle_unexplained")
 _UNRECORDED = LEAVES.index("unrecorded")

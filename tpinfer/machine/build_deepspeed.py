@@ -23,7 +23,7 @@ def build_deepspeed() -> str:
     if reason is not None:
         return f"DeepSpeed's all-reduce: not built, {reason}"
     try:
-        from deepspeed.ops.op_builder import ShareMemCommBuilder  # pyright: ignore[reportMissingImports]
+        from deepspeed.ops.op_builder import ShareMemCommBuilder  # pyright: ignore
     except ImportError:
         return (
             "DeepSpeed's all-reduce: not built, pip install 'tpinfer[cpu-collectives]' brings its "

@@ -50,10 +50,12 @@ class StepPlan(msgspec.Struct, frozen=True, array_like=True, tag=2):
 
 
 class Command(msgspec.Struct, frozen=True, array_like=True, tag=3):
-    """Anything else rank 0 asks of the ranks: `release`, `collect`, `probe`, `close`."""
+    """Anything else rank 0 asks of the ranks: `collect`, `probe`, `close`, `profile_start`,
+    `profile_stop`, `profile_write`."""
 
     name: str
-    rows: tuple[int, ...] = ()
+    text: str = ""
+    """A directory, for `profile_write`."""
 
 
 Message = SequenceRecord | StepPlan | Command

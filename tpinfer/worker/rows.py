@@ -61,9 +61,20 @@ class RowStore:
         for row in rows:
             self.rows.pop(row, None)
 
-    def build(self, plan: StepPlan) -> tuple[StepInputs, StepAggregates]:
-        """The tensors of `plan`'s step and the sums its costs depend on. Changes block tables,
-        not tokens."""
+    def aggregates(self, plan: StepPlan) -> StepAggregates:
+        """The sums that the costs of `plan`'s step depend on."""
+        sampling = [self.rows[part.row].record for part in plan.rows if part.samples]
+        is_greedy = all(record.temperature == 0 for record in sampling)
+        return aggregate(
+            [part.num_tokens for part in plan.rows],
+            [self.rows[part.row].num_computed + part.num_tokens for part in plan.rows],
+            num_logit_rows=len(sampling),
+            num_full_rows=0 if is_greedy else len(sampling),
+            window=self._window,
+        )
+
+    def build(self, plan: StepPlan) -> StepInputs:
+        """The tensors of `plan`'s step. Changes block tables, not tokens."""
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
@@ -82,14 +93,7 @@ class RowStore:
             if part.samples:
                 logit_rows.append(len(tokens) - 1)
                 sampling.append(_sampling(row.record, stop))
-        inputs = self._inputs(tokens, positions, slots, spans, logit_rows, sampling)
-        return inputs, aggregate(
-            [span.num_tokens for span in spans],
-            [span.context_len for span in spans],
-            num_logit_rows=len(logit_rows),
-            num_full_rows=0 if inputs.all_greedy else len(logit_rows),
-            window=self._window,
-        )
+        return self._inputs(tokens, positions, slots, spans, logit_rows, sampling)
 
     def commit(self, plan: StepPlan, sampled: list[int]) -> None:
         """Record that `plan` ran and what its sampling rows drew, in plan order."""

@@ -11,9 +11,11 @@ import torch
 
 from tpinfer.collectives.group import Group
 from tpinfer.costs.ops import StepAggregates
-from tpinfer.costs.step_record import HostSpan, Measurements, StepRecord
+from tpinfer.costs.step_record import Measurements, StepRecord
 from tpinfer.layers.step_inputs import Activations, Op
 from tpinfer.steps.plan import SequenceRecord, StepPlan
+from tpinfer.worker.annotations import Annotate, annotated, step_name
+from tpinfer.worker.host_spans import HostSpans
 from tpinfer.worker.rows import RowStore
 from tpinfer.worker.timing import DeviceRun, OpTimes, run_timed
 
@@ -41,30 +43,47 @@ class Worker:
         self.group = parts.group
         self.device = parts.device
         self.records: list[StepRecord] = []
-        self.spans: list[HostSpan] = []
+        self.spans = HostSpans()
         self._recorded_from_ns = 0
+        self._annotate: Annotate | None = None
+        self._annotated_program: Sequence[Op] = ()
         self._device_run = DeviceRun(len(parts.program)) if parts.device.type == "cuda" else None
 
     def admit(self, record: SequenceRecord) -> None:
         """Open a row for a sequence."""
         self.rows.admit(record)
 
+    def annotate(self, annotate: Annotate | None) -> None:
+        """Name steps, ops and host parts to a recorder from now on; None stops it."""
+        self._annotate = self.spans.annotate = annotate
+        self._annotated_program = annotated(self.program, annotate) if annotate else ()
+
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> list[int]:
         """Run one step; returns the sampled tokens in plan order."""
         began = perf_counter_ns()
         self.rows.release(plan.released_rows)
-        inputs, aggregates = self.rows.build(plan)
+        aggregates = self.rows.aggregates(plan)
+        if self._annotate is None:
+            return self._run(plan, aggregates, self.program, began)
+        with self._annotate(step_name(plan.step_id, _phase(plan), aggregates)):
+            return self._run(plan, aggregates, self._annotated_program, began)
+
+    def _run(
+        self, plan: StepPlan, aggregates: StepAggregates, program: Sequence[Op], began: int
+    ) -> list[int]:
+        with self.spans.named("prepare"):
+            inputs = self.rows.build(plan)
         acts = Activations()
         if self._device_run is None:
-            times = run_timed(self.program, acts, inputs)
+            times = run_timed(program, acts, inputs)
             tokens = acts.tokens.tolist()
         else:
-            self._device_run.issue(self.program, acts, inputs)
+            self._device_run.issue(program, acts, inputs)
             tokens = acts.tokens.tolist()
             times = self._device_run.resolve()
         self.rows.commit(plan, tokens)
-        self.spans.append(HostSpan("prepare", began, times.start_ns))
+        self.spans.add("prepare", began, times.start_ns)
         self.records.append(_record(plan, aggregates, times, perf_counter_ns(), began))
         if len(self.records) > MAX_RECORDED_STEPS:
             self._forget_oldest()
@@ -72,8 +91,10 @@ class Worker:
 
     def take_measurements(self) -> Measurements:
         """What was recorded since the last call; recording goes on."""
-        taken = Measurements(self.group.rank, self.records, self.spans, self._recorded_from_ns)
-        self.records, self.spans, self._recorded_from_ns = [], [], 0
+        taken = Measurements(
+            self.group.rank, self.records, self.spans.take(), self._recorded_from_ns
+        )
+        self.records, self._recorded_from_ns = [], 0
         return taken
 
     def _forget_oldest(self) -> None:
@@ -81,7 +102,7 @@ class Worker:
         half = len(self.records) // 2
         self._recorded_from_ns = self.records[half].start_ns
         del self.records[:half]
-        self.spans = [span for span in self.spans if span.end_ns > self._recorded_from_ns]
+        self.spans.forget_before(self._recorded_from_ns)
 
 
 def _record(

@@ -1,0 +1,84 @@
+"""One rank's recording of some steps with torch's profiler: shapes on, stacks off.
+
+Starts and stops between steps, on every rank at the same step. Writes one Kineto file a rank, which
+a child process compresses. Cost manifests, clocks and the run's facts are written beside it by
+`engine.capture`.
+"""
+
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from time import perf_counter_ns
+
+import torch
+
+from tpinfer.worker.annotations import Annotate, nvtx_ranges, together, torch_ranges
+from tpinfer.worker.worker import Worker
+
+
+class Capture:
+    """Recording on one rank."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._standing: list[Annotate] = []
+        self._profiler: torch.profiler.profile | None = None
+        self.recorded_from_ns = 0
+        self.recorded_until_ns = 0
+
+    def use_nvtx(self) -> None:
+        """Put NVTX ranges around everything from now on. Raises ConfigError without the package."""
+        self._standing = [nvtx_ranges()]
+        self._worker.annotate(together(self._standing))
+
+    def start(self) -> None:
+        """Begin recording; all ranks leave together. A collective call."""
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if self._worker.device.type == "cuda":
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+        began_ns = perf_counter_ns()
+        profiler = torch.profiler.profile(activities=activities, record_shapes=True)
+        profiler.start()
+        self._profiler = profiler
+        self._worker.annotate(together([*self._standing, torch_ranges()]))
+        self._cuda_profiler("cudaProfilerStart")
+        self._worker.group.barrier()
+        self.recorded_from_ns = perf_counter_ns()
+        self._worker.spans.add("recorder", began_ns, self.recorded_from_ns)
+
+    def stop(self) -> None:
+        """End recording. What was recorded stays in memory until `write`."""
+        self.recorded_until_ns = perf_counter_ns()
+        self._cuda_profiler("cudaProfilerStop")
+        if self._profiler is not None:
+            self._profiler.stop()
+        self._worker.annotate(together(self._standing))
+        self._worker.spans.add("recorder", self.recorded_until_ns, perf_counter_ns())
+
+    def write(self, directory: Path) -> Path | None:
+        """Write this rank's file and compress it in a child; returns its final path, None where
+        nothing was recorded."""
+        if self._profiler is None:
+            return None
+        directory.mkdir(parents=True, exist_ok=True)
+        rank = self._worker.group.rank
+        raw = directory / f"rank{rank}.trace.json"
+        final = directory / f"rank{rank}.trace.json.gz"
+        self._profiler.add_metadata_json(
+            "distributedInfo",
+            f'{{"backend": "{self._worker.group.name}", "rank": {rank}, '
+            f'"world_size": {self._worker.group.size}}}',
+        )
+        self._profiler.export_chrome_trace(str(raw))
+        self._profiler = None
+        command = [sys.executable, "-m", "tpinfer.launching.pack_trace", str(raw), str(final)]
+        subprocess.run(command, check=True)
+        return final
+
+    def _cuda_profiler(self, call: str) -> None:
+        """A cudaProfilerApi range, for Nsight's --capture-range."""
+        if self._worker.device.type == "cuda":
+            with ExitStack() as quiet:
+                quiet.callback(torch.cuda.synchronize, self._worker.device)
+                getattr(torch.cuda.cudart(), call)()
