@@ -6,25 +6,27 @@ own ranges are recorded as operators, which is cheaper; here they get the catego
 
 import gzip
 import os
+import re
 import sys
 from pathlib import Path
 
 _CHUNK_BYTES = 8 << 20
-_AS_RECORDED = b'"cat": "cpu_op", "name": "tpinfer.'
-_AS_WRITTEN = b'"cat": "user_annotation", "name": "tpinfer.'
+_AS_RECORDED = re.compile(rb'"cat": "cpu_op",(\s{0,40})"name": "tpinfer\.')
+_AS_WRITTEN = rb'"cat": "user_annotation",\1"name": "tpinfer.'
+_LONGEST_MATCH = 80
+"""Bytes of _AS_RECORDED at most."""
 
 
 def pack(raw: Path, final: Path) -> None:
     """Write `final` whole or not at all, then remove `raw`."""
     partial = final.with_name(final.name + ".part")
-    keep = len(_AS_RECORDED) - 1
     with raw.open("rb") as source, gzip.open(partial, "wb", compresslevel=4) as target:
         held = b""
         while chunk := source.read(_CHUNK_BYTES):
-            held = (held + chunk).replace(_AS_RECORDED, _AS_WRITTEN)
+            held = _AS_RECORDED.sub(_AS_WRITTEN, held + chunk)
             # A match may straddle two chunks: keep back what could be the start of one.
-            target.write(held[:-keep])
-            held = held[-keep:]
+            target.write(held[:-_LONGEST_MATCH])
+            held = held[-_LONGEST_MATCH:]
         target.write(held)
     os.replace(partial, final)
     raw.unlink()

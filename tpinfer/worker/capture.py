@@ -5,6 +5,7 @@ a child process compresses. Cost manifests, clocks and the run's facts are writt
 `engine.capture`.
 """
 
+import json
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -40,6 +41,9 @@ class Capture:
         began_ns = perf_counter_ns()
         profiler = torch.profiler.profile(activities=activities, record_shapes=True)
         profiler.start()
+        group = self._worker.group
+        place = {"backend": group.name, "rank": group.rank, "world_size": group.size}
+        profiler.add_metadata_json("distributedInfo", json.dumps(place))
         self._profiler = profiler
         self._worker.annotate(together([*self._standing, torch_ranges()]))
         self._cuda_profiler("cudaProfilerStart")
@@ -65,11 +69,6 @@ class Capture:
         rank = self._worker.group.rank
         raw = directory / f"rank{rank}.trace.json"
         final = directory / f"rank{rank}.trace.json.gz"
-        self._profiler.add_metadata_json(
-            "distributedInfo",
-            f'{{"backend": "{self._worker.group.name}", "rank": {rank}, '
-            f'"world_size": {self._worker.group.size}}}',
-        )
         self._profiler.export_chrome_trace(str(raw))
         self._profiler = None
         command = [sys.executable, "-m", "tpinfer.launching.pack_trace", str(raw), str(final)]
