@@ -1,0 +1,108 @@
+"""What is decided for a machine: each choice, the reason beside it, and the lines of --explain."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.pure.models import tiny
+from tpinfer.config.dtypes import DType
+from tpinfer.config.engine import COMPUTE_DTYPES, DeviceName, EngineConfig
+from tpinfer.costs.choices import Choice, ExecutionChoices, choose_execution
+
+F32, BF16, F16 = DType.FLOAT32, DType.BFLOAT16, DType.FLOAT16
+OLD_CPU = ("avx2",)
+SERVER_CPU = ("avx2", "avx512f", "avx512_bf16")
+NEWEST_CPU = (*SERVER_CPU, "avx512_fp16")
+
+
+def choose(
+    checkpoint: DType = F32,
+    device: str = "cpu",
+    flags: tuple[str, ...] = OLD_CPU,
+    wanted: DType | None = None,
+    asked_device: DeviceName = "auto",
+    ranks: int = 1,
+    cores: int = 8,
+) -> ExecutionChoices:
+    config = EngineConfig(Path("model"), dtype=wanted, device=asked_device)
+    return choose_execution(config, tiny(dtype=checkpoint), device, ranks, cores, flags)
+
+
+def reason(choices: ExecutionChoices, name: str) -> str:
+    return next(choice.reason for choice in choices.reasons if choice.name == name)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "device", "flags", "dtype", "why"),
+    [
+        (BF16, "cpu", OLD_CPU, F32, "no AVX512_BF16 here"),
+        (F16, "cpu", OLD_CPU, F32, "float16 matmuls"),
+        (F32, "cpu", OLD_CPU, F32, "no AVX512_BF16 here"),
+        (BF16, "cpu", SERVER_CPU, BF16, "the checkpoint's"),
+        (F16, "cpu", SERVER_CPU, F32, "float16 matmuls"),
+        (F16, "cpu", NEWEST_CPU, F16, "the checkpoint's"),
+        (F32, "cpu", NEWEST_CPU, F32, "for a float32 checkpoint"),
+        (F32, "cuda:0", OLD_CPU, BF16, "for a float32 checkpoint"),
+        (BF16, "cuda:3", OLD_CPU, BF16, "the checkpoint's"),
+        (F16, "cuda:0", OLD_CPU, F16, "the checkpoint's"),
+    ],
+)
+def test_dtype(
+    checkpoint: DType, device: str, flags: tuple[str, ...], dtype: DType, why: str
+) -> None:
+    found = choose(checkpoint, device, flags)
+    assert (found.compute_dtype, found.kv_dtype) == (dtype, dtype)
+    assert why in reason(found, "dtype")
+    assert found.device_type == device.partition(":")[0]
+
+
+@pytest.mark.parametrize("wanted", COMPUTE_DTYPES)
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_a_wish_beats_every_rule(wanted: DType, device: str) -> None:
+    found = choose(BF16, device, OLD_CPU, wanted)
+    assert found.compute_dtype is wanted
+    assert reason(found, "dtype") == "asked for"
+
+
+@pytest.mark.parametrize(("asked", "why"), [("auto", "what the seat has"), ("cpu", "asked for")])
+def test_device(asked: DeviceName, why: str) -> None:
+    found = choose(asked_device=asked)
+    assert found.reasons[0] == Choice("device", "cpu", why)
+
+
+@pytest.mark.parametrize(
+    ("cores", "ranks", "threads"), [(8, 1, 8), (8, 2, 4), (8, 3, 2), (2, 2, 1), (2, 4, 1)]
+)
+def test_ranks_share_the_cores(cores: int, ranks: int, threads: int) -> None:
+    found = choose(cores=cores, ranks=ranks)
+    assert found.num_threads == threads
+    assert reason(found, "threads") == f"{cores} cores over {ranks} ranks"
+
+
+def test_every_choice_has_a_reason_and_the_record_agrees_with_the_fields() -> None:
+    found = choose(BF16, "cpu", SERVER_CPU, ranks=2)
+    values = {choice.name: choice.value for choice in found.reasons}
+    assert list(values) == ["device", "dtype", "KV dtype", "attention", "threads"]
+    assert values["dtype"] == found.compute_dtype and values["KV dtype"] == found.kv_dtype
+    assert values["threads"] == str(found.num_threads)
+    assert all(choice.reason for choice in found.reasons)
+
+
+def test_the_same_machine_gives_the_same_choices() -> None:
+    assert choose(BF16, flags=SERVER_CPU) == choose(BF16, flags=tuple(reversed(SERVER_CPU)))
+    assert choose(BF16, flags=SERVER_CPU) != choose(BF16, flags=OLD_CPU)
+
+
+def test_explain_has_one_line_a_choice() -> None:
+    found = choose(BF16, ranks=2).with_choice(
+        Choice("collective", "shared_memory native", "all ranks share a host")
+    )
+    assert found.explain() == [
+        "device      cpu  (what the seat has)",
+        "dtype       float32  (no AVX512_BF16 here, so 16-bit matmuls would be slower than "
+        "float32)",
+        "KV dtype    float32  (the compute dtype)",
+        "attention   reference  (plain torch over the paged cache)",
+        "threads     4  (8 cores over 2 ranks)",
+        "collective  shared_memory native  (all ranks share a host)",
+    ]
