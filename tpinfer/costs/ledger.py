@@ -56,7 +56,8 @@ class CostLedger:
 
     def step_cost(self, aggregates: StepAggregates) -> dict[OpKind, OpCost]:
         """Cost of a whole step by kind of op: some ten formulas, whatever the number of layers."""
-        return {kind: priced.cost(aggregates) for kind, priced in self._step_formulas.items()}
+        terms = aggregates.values()
+        return {kind: priced.cost_at(terms) for kind, priced in self._step_formulas.items()}
 
     @cached_property
     def weight_bytes(self) -> int:

