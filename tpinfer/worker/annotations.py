@@ -6,7 +6,6 @@ An `Annotate` makes a context manager of a name. `torch_ranges` is for torch's p
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from types import TracebackType
 
 from tpinfer.config.errors import ConfigError
 from tpinfer.costs.ops import StepAggregates
@@ -61,28 +60,11 @@ def nvtx_ranges() -> Annotate:
         raise ConfigError(
             f"--nvtx needs the package nvtx ({error}); pip install 'tpinfer[nvtx]'"
         ) from error
-    domain = nvtx.get_domain(DOMAIN)
 
-    class NvtxRange:
-        """One range; attributes are made on entry, since names carry numbers."""
+    def annotate(name: str) -> AbstractContextManager[object]:
+        return nvtx.annotate(name, domain=DOMAIN)
 
-        __slots__ = ("_name",)
-
-        def __init__(self, name: str) -> None:
-            self._name = name
-
-        def __enter__(self) -> None:
-            domain.push_range(domain.get_event_attributes(message=self._name))
-
-        def __exit__(
-            self,
-            kind: type[BaseException] | None,
-            error: BaseException | None,
-            trace: TracebackType | None,
-        ) -> None:
-            domain.pop_range()
-
-    return NvtxRange
+    return annotate
 
 
 def together(annotates: list[Annotate]) -> Annotate | None:
