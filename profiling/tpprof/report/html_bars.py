@@ -1,0 +1,163 @@
+"""Stacked bars of wall time: per rank, per window, per layer or whatever else was grouped by."""
+
+from collections.abc import Mapping, Sequence
+
+from tpprof.report.html_svg import WIDTH, chart, element, label, legend, line, rect, table, ticks
+from tpprof.report.wording import (
+    MEANINGS,
+    TITLES,
+    WORD_OF,
+    duration,
+    milliseconds,
+    percent,
+    printable,
+    shorten,
+)
+from tpprof.results import LEAVES, ROLLUP, Group, Split, Window, roll_up
+
+_LEFT, _RIGHT = 190, 90
+_BAR, _STEP = 22, 30
+_MOST_COLUMNS, _MOST_ROWS = 240, 48
+
+
+def word_legend(leaves: Sequence[Mapping[str, int]]) -> str:
+    """The words that occur, in their order."""
+    present = {WORD_OF.get(leaf, "") for each in leaves for leaf, spent in each.items() if spent}
+    return legend({word: title for word, title in TITLES.items() if word in present})
+
+
+def tip_of(name: str, wall_ns: int, leaves: Mapping[str, int]) -> str:
+    """Name, wall and every leaf, a line each."""
+    lines = [f"{name}: {duration(wall_ns)}"]
+    lines += [
+        f"{leaf}: {duration(leaves[leaf])} ({percent(leaves[leaf], wall_ns)})"
+        for leaf in LEAVES
+        if leaves.get(leaf)
+    ]
+    return "\n".join(lines)
+
+
+def _segment_tip(name: str, word: str, wall_ns: int, leaves: Mapping[str, int]) -> str:
+    spent = sum(leaves.get(leaf, 0) for leaf in ROLLUP[word])
+    lines = [f"{name}: {TITLES[word]} {duration(spent)} ({percent(spent, wall_ns)})"]
+    lines += [
+        f"{leaf}: {duration(leaves[leaf])} - {MEANINGS[leaf]}"
+        for leaf in ROLLUP[word]
+        if leaves.get(leaf)
+    ]
+    return "\n".join(lines)
+
+
+def _stack(name: str, y: float, scale: float, wall_ns: int, leaves: Mapping[str, int]) -> list[str]:
+    """One horizontal bar of six words and its wall at the right."""
+    marks, x = [label(_LEFT - 10, y + 15, shorten(name, 28), "name", "end")], float(_LEFT)
+    for word, spent in roll_up(leaves).items():
+        width = spent * scale
+        if width <= 0:
+            continue
+        marks.append(
+            rect(x, y, width, _BAR, f"bar {word}", _segment_tip(name, word, wall_ns, leaves))
+        )
+        if width > 40:
+            marks.append(label(x + 6, y + 15, percent(spent, wall_ns), "on"))
+        x += width
+    marks.append(label(x + 8, y + 15, f"{milliseconds(wall_ns)} ms", "value"))
+    return marks
+
+
+def _bars(rows: Sequence[tuple[str, int, Mapping[str, int]]], described: str) -> str:
+    """Horizontal bars of one scale, one per (name, wall, leaves)."""
+    longest = max((wall for _, wall, _ in rows), default=0) or 1
+    scale = (WIDTH - _LEFT - _RIGHT) / longest
+    marks: list[str] = []
+    for i, (name, wall_ns, leaves) in enumerate(rows):
+        marks += _stack(name, 4 + i * _STEP, scale, wall_ns, leaves)
+    return chart(marks, 8 + len(rows) * _STEP, described)
+
+
+def rank_bars(ranks: Sequence[Split]) -> str:
+    """One bar a rank, and the same as a table."""
+    rows = [(f"rank {split.rank}", split.wall_ns, split.leaves) for split in ranks]
+    cells = [
+        (f"rank {s.rank}", milliseconds(s.wall_ns), *(_cell(s, word) for word in TITLES))
+        for s in ranks
+    ]
+    return (
+        word_legend([split.leaves for split in ranks])
+        + _bars(rows, "Wall time of every rank in six words")
+        + table(("ms", "wall", *TITLES.values()), cells, "the same as a table")
+    )
+
+
+def _cell(split: Split, word: str) -> str:
+    spent = split.rollup.get(word, 0)
+    return f"{milliseconds(spent)} ({percent(spent, split.wall_ns)})" if spent else "-"
+
+
+def leaf_table(split: Split) -> str:
+    """Every leaf of one rank with its meaning and the host's parts."""
+    rows: list[Sequence[object]] = []
+    for leaf in LEAVES:
+        spent = split.leaves.get(leaf, 0)
+        if not spent:
+            continue
+        share = percent(spent, split.wall_ns)
+        rows.append((TITLES[WORD_OF[leaf]], leaf, milliseconds(spent), share, MEANINGS[leaf]))
+        if leaf == "host":
+            parts = sorted(split.host_parts.items(), key=lambda part: (-part[1], part[0]))
+            rows += [
+                ("", f"of it {printable(part)}", milliseconds(ns), percent(ns, split.wall_ns), "")
+                for part, ns in parts
+            ]
+    return table(("word", "leaf", "ms", "of wall", "what it is"), rows)
+
+
+def window_columns(windows: Sequence[Window], rank: int) -> str:
+    """One stacked column per window, in order of time; empty with less than two."""
+    rows = [(w.label, s) for w in windows for s in w.ranks if s.rank == rank]
+    if len(rows) < 2:
+        return ""
+    note = ""
+    if len(rows) > _MOST_COLUMNS:
+        note = f"The first {_MOST_COLUMNS} of {len(rows)} windows."
+        rows = rows[:_MOST_COLUMNS]
+    left, top, height = 60, 12, 220
+    grid = ticks(max(split.wall_ns for _, split in rows) / 1e6)
+    scale = height / (grid[-1] * 1e6)
+    marks = []
+    for value in grid:
+        y = top + height - value * 1e6 * scale
+        marks += [line(left, y, WIDTH, y, "grid"), label(left - 8, y + 4, f"{value:g}", "", "end")]
+    marks.append(label(left - 8, top + height + 20, "ms", "", "end"))
+    step = (WIDTH - left) / len(rows)
+    width = min(max(step - 2, step * 0.7), 60)
+    for i, (name, split) in enumerate(rows):
+        y = float(top + height)
+        x = left + i * step + (step - width) / 2
+        for word, spent in split.rollup.items():
+            if spent > 0:
+                y -= spent * scale
+                marks.append(rect(x, y, width, spent * scale, f"bar {word}"))
+        tip = tip_of(name, split.wall_ns, split.leaves)
+        marks.append(rect(left + i * step, top, step, height, "hit", tip))
+    every = max(1, -(-len(rows) * 92 // (WIDTH - left)))
+    for i in range(0, len(rows), every):
+        middle = left + (i + 0.5) * step
+        marks.append(label(middle, top + height + 20, shorten(rows[i][0], 15), "", "middle"))
+    caption = element("p", note, class_="explained") if note else ""
+    return caption + chart(marks, top + height + 30, f"Wall of each window on rank {rank}")
+
+
+def group_bars(groups: Sequence[Group], by: str, rank: int) -> str:
+    """Bars of one rank's groups; what does not fit is one row, so that the rows still sum."""
+    rows = [(group.key, group.wall_ns, group.leaves) for group in groups]
+    if len(rows) > _MOST_ROWS:
+        kept = sorted(rows, key=lambda row: -row[1])[: _MOST_ROWS - 1]
+        rest = [row for row in rows if row not in kept]
+        added: dict[str, int] = {}
+        for _, _, leaves in rest:
+            for leaf, spent in leaves.items():
+                added[leaf] = added.get(leaf, 0) + spent
+        rows = [row for row in rows if row in kept]
+        rows.append((f"({len(rest)} smaller ones)", sum(row[1] for row in rest), added))
+    return _bars(rows, f"Wall time of rank {rank} by {by}")

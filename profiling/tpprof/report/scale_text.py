@@ -1,0 +1,63 @@
+"""The scale waterfall for a terminal: at most 100 columns."""
+
+from collections.abc import Sequence
+
+from tpprof.report.scale import FIXES, Bar, Waterfall
+from tpprof.report.wording import milliseconds, percent, shorten, wrapped
+
+_PICTURE = 24
+
+
+def render_waterfalls(waterfalls: Sequence[Waterfall]) -> str:
+    """One table a run, the smallest first, then what to do."""
+    blocks = [_table(one) for one in waterfalls]
+    blocks.append("\n".join(_buys(waterfalls[-1])))
+    return "\n\n".join(blocks)
+
+
+def _table(one: Waterfall) -> str:
+    windows = f", mean of {one.num_windows} windows" if one.num_windows > 1 else ""
+    lines = wrapped(
+        f"tp={one.tp} against tp={one.smallest_tp} on rank {one.rank}{windows}: "
+        f"{one.speedup:.2f}x as fast, {percent(one.efficiency, 1)} of ideal",
+        0,
+    )
+    lines.append(f"{'ms':>38}{'':{_PICTURE + 2}}{'of real':>8}")
+    spans = [("ideal", 0, one.ideal_ns, "")]
+    reached = one.ideal_ns
+    for bar in one.bars:
+        spans.append((bar.title, reached, reached + bar.spent_ns, bar.detail))
+        reached += bar.spent_ns
+    spans.append(("real", 0, one.real_ns, ""))
+    highest = max(max(low, high) for _, low, high, _ in spans) or 1
+    for title, low, high, detail in spans:
+        spent = milliseconds((high - low) / one.num_windows)
+        picture = _picture(min(low, high), max(low, high), highest)
+        share = percent(high - low, one.real_ns)
+        text = f"{shorten(title, 28):<28}{spent:>10}  {picture}{share:>8}  {shorten(detail, 26)}"
+        lines.append(text.rstrip())
+    lines += [line for doubt in one.warnings for line in wrapped(f"warning: {doubt}", 0)]
+    return "\n".join(lines)
+
+
+def _picture(low: int, high: int, highest: int) -> str:
+    begin = round(low / highest * _PICTURE)
+    end = max(round(high / highest * _PICTURE), begin + (high > low))
+    end = min(end, _PICTURE)
+    begin = min(begin, end - (high > low))
+    return (" " * begin + "#" * (end - begin)).ljust(_PICTURE)
+
+
+def fixes_of(one: Waterfall) -> list[tuple[Bar, float, str]]:
+    """(bar, speed-up without it, what would remove it) of causes that cost time, largest first."""
+    costly = sorted((bar for bar in one.bars if bar.spent_ns > 0), key=lambda bar: -bar.spent_ns)
+    return [(bar, one.speedup_without(bar), FIXES[bar.kind]) for bar in costly]
+
+
+def _buys(one: Waterfall) -> list[str]:
+    lines = [f"What each fix buys at tp={one.tp} (now {one.speedup:.2f}x), at most"]
+    for bar, speedup, fix in fixes_of(one)[:6]:
+        gained = percent(bar.spent_ns, one.real_ns)
+        lines.append(f"  {shorten(bar.title, 28):<28}{speedup:>6.2f}x  saves {gained:>5} of real")
+        lines += wrapped(fix, 6)
+    return lines if len(lines) > 1 else [f"tp={one.tp} lost nothing against tp={one.smallest_tp}."]
