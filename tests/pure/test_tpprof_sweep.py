@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tpprof.attribute.idle import LaunchFloors
-from tpprof.attribute.sweep import Ready, Recorded, nothing_ready, sweep
+from tpprof.attribute.sweep import Recorded, sweep
 from tpprof.attribute.timeline import Timeline, add_splits
 from tpprof.classify.work import Work, WorkKind
 from tpprof.events import Kind, Lane, Trace
+from tpprof.ranks.wait import Ready, nothing_ready
 from tpprof.results import Split
 
 from tests.pure.tpprof_builders import COMM_STREAM, STREAM, THREAD, Recording
@@ -89,7 +90,7 @@ def test_only_a_wait_between_streams_explains_a_late_start(name, kind, lane, at_
     recording.kernel("first", 11, 14, launch=recording.call(8, 10))
     recording.kernel("gemm", 50, 80, launch=recording.call(20, 30))
     recording.kernel("other", 1, 2, lane=OTHER_STREAM)
-    recording.add(kind, name, *at_ns, lane)
+    recording.add(kind, name, at_ns[0], at_ns[1], lane)
     leaves = split_of(recording, 14, 80).leaves
     assert leaves == {"compute": 30, "host": 6, "launch_latency": 15, expected: 15}
 

@@ -16,21 +16,7 @@ from tpprof.attribute.idle import LaunchFloors, count_negative_launches, explain
 from tpprof.attribute.timeline import LEAF, Pieces, Timeline
 from tpprof.classify.work import Work, WorkKind
 from tpprof.events import Trace
-
-
-@dataclass(frozen=True)
-class Ready:
-    """When the transfer of each collective could begin: columns over the rows of a Work."""
-
-    at_ns: np.ndarray
-    """int64 [n]: when the last rank had come, on this rank's clock, within [start, end]."""
-    known: np.ndarray
-    """bool [n]: whether that could be told; elsewhere communication stays undivided."""
-
-
-def nothing_ready(work: Work) -> Ready:
-    """No collective can be divided."""
-    return Ready(work.start_ns.copy(), np.zeros(len(work), bool))
+from tpprof.ranks.wait import Ready
 
 
 @dataclass(frozen=True)
