@@ -20,8 +20,8 @@ from tpinfer.cli.generate_flags import (
 )
 from tpinfer.cli.generate_flags import add_flags as add_flags
 from tpinfer.cli.prompts import Prompt, read_prompts, reads_stdin
+from tpinfer.cli.rank_start import run_on_ranks
 from tpinfer.cli.stream import Progress, TextStream
-from tpinfer.config.environment import read_environment
 from tpinfer.config.errors import ConfigError
 from tpinfer.config.huggingface import read_generation_defaults, read_model_spec
 from tpinfer.config.sampling import SamplingParams
@@ -40,26 +40,13 @@ EPILOG = """examples:
   tpinfer generate --model ~/models/Qwen3-0.6B --tp 2 --prompts questions.jsonl --json answers.jsonl
   torchrun --nproc-per-node 2 -m tpinfer generate --prompt "Hello"
 """
-ENGINE_MODULES = ("torch", "tpinfer.engine.llm")
-"""What ranks that our launcher forks have imported already."""
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     """Be the launcher, or one rank; returns the exit code."""
-    environment = read_environment()
-    if environment.rank is None:
-        tp = args.tp or 1
-        _check(args, tp)
-        if tp > 1:
-            from tpinfer.launching.ranks import launch
-
-            return launch(argv, tp, preload=ENGINE_MODULES, reads_stdin=reads_stdin(args))
-    from tpinfer.launching.guard import guard_rank, run_rank
-    from tpinfer.launching.seat import seat_from_environment
-
-    seat = seat_from_environment(environment, args.device)
-    guard_rank(seat)
-    return run_rank(seat, environment, lambda: _run_rank(args, seat))
+    return run_on_ranks(
+        args, argv, lambda tp: _check(args, tp), lambda s: _run_rank(args, s), reads_stdin(args)
+    )
 
 
 def _check(args: argparse.Namespace, tp: int) -> None:

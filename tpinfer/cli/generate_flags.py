@@ -15,7 +15,7 @@ SHAPE_PREFIX = "shape:"
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare all flags."""
-    _model_flags(parser.add_argument_group("model and ranks"))
+    model_flags(parser.add_argument_group("model and ranks"))
     _prompt_flags(parser.add_argument_group("prompts"))
     _sampling_flags(
         parser.add_argument_group(
@@ -23,11 +23,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         )
     )
     _output_flags(parser.add_argument_group("output"))
-    _memory_flags(parser.add_argument_group("memory and batching"))
-    _recording_flags(parser.add_argument_group("recording (read it with tpprof)"))
+    memory_flags(parser.add_argument_group("memory and batching"))
+    recording_flags(parser.add_argument_group("recording (read it with tpprof)"))
 
 
-def _model_flags(group: argparse._ArgumentGroup) -> None:
+def model_flags(group: argparse._ArgumentGroup) -> None:
+    """Which model, on what."""
     shapes = ", ".join(shape_names())
     group.add_argument(
         "--model", default="story", metavar="DIR",
@@ -115,7 +116,8 @@ def _output_flags(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
 
 
-def _memory_flags(group: argparse._ArgumentGroup) -> None:
+def memory_flags(group: argparse._ArgumentGroup) -> None:
+    """What a step and the cache may hold."""
     group.add_argument(
         "--max-model-len", type=int, metavar="N", help="longest prompt plus output, in tokens"
     )
@@ -141,7 +143,8 @@ def _memory_flags(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
 
 
-def _recording_flags(group: argparse._ArgumentGroup) -> None:
+def recording_flags(group: argparse._ArgumentGroup) -> None:
+    """What to record, and for whom."""
     group.add_argument(
         "--profile", metavar="DIR",
         help="record some steps on every rank with torch's profiler, and write them there",

@@ -10,6 +10,7 @@ from tpinfer.config.errors import TpinferError
 
 VERBS = {
     "generate": "write text with a model, over one rank or several, and say where the time went",
+    "bench": "time latency or throughput with made-up prompts, and say where the time went",
     "doctor": "show what this machine has, what would be chosen here, and what is missing",
 }
 ORIENTATION = """tpinfer - tensor-parallel LLM inference that knows where every microsecond goes

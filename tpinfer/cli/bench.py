@@ -1,0 +1,181 @@
+"""`tpinfer bench latency|throughput`: time the offline engine with made-up prompts, and say where
+the time went. Flags carry the names that vLLM's commands of the same name use."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tpinfer.cli.generate_flags import (
+    engine_config,
+    memory_flags,
+    model_flags,
+    recording_flags,
+    recording_request,
+)
+from tpinfer.cli.rank_start import run_on_ranks
+from tpinfer.cli.stream import Progress
+from tpinfer.config.errors import ConfigError
+from tpinfer.config.huggingface import read_model_spec
+from tpinfer.sharding.partition import partition_model
+
+if TYPE_CHECKING:
+    from tpinfer.bench.offline import Batch, BenchResult
+    from tpinfer.engine.llm import Engine
+    from tpinfer.launching.seat import Seat
+
+EPILOG = """examples:
+  tpinfer bench latency --tp 2 --batch-size 1 --input-len 32 --output-len 128
+  tpinfer bench throughput --tp 2 --num-prompts 64 --input-len 16 --output-len 128 --json out.json
+  tpinfer bench latency --model shape:qwen3-0.6b --tp 2 --num-iters 3 --profile traces
+"""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare all flags."""
+    parser.add_argument(
+        "what", choices=["latency", "throughput"],
+        help="latency: one batch, again and again; throughput: all prompts at once",
+    )  # fmt: skip
+    model_flags(parser.add_argument_group("model and ranks"))
+    group = parser.add_argument_group("workload")
+    for flag, default, text in (
+        ("--input-len", 32, "tokens of each prompt"),
+        ("--output-len", 128, "tokens generated for each"),
+        ("--batch-size", 8, "latency: prompts in a batch"),
+        ("--num-prompts", 64, "throughput: prompts in all"),
+        ("--num-iters-warmup", 1, "runs before any is counted"),
+        ("--num-iters", 5, "runs that are counted"),
+        ("--seed", 0, "key of the prompts"),
+    ):
+        group.add_argument(flag, type=int, default=default, metavar="N", help=f"{text} ({default})")
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", metavar="FILE", help="our keys: ttft_s, tpot_s, attribution, ...")
+    output.add_argument("--output-json", metavar="FILE", help="the keys that vLLM's command writes")
+    memory_flags(parser.add_argument_group("memory and batching"))
+    recording_flags(parser.add_argument_group("recording (read it with tpprof)"))
+
+
+def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Be the launcher, or one rank; returns the exit code."""
+    return run_on_ranks(
+        args, argv, lambda tp: _check(args, tp), lambda s: _run_rank(args, s), False
+    )
+
+
+def _check(args: argparse.Namespace, tp: int) -> None:
+    config = engine_config(args, tp)
+    spec = read_model_spec(config.model_dir)
+    partition_model(spec, tp)
+    recording_request(args)
+    for name in ("input_len", "output_len", "batch_size", "num_prompts", "num_iters"):
+        if getattr(args, name) < 1:
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{flag} {getattr(args, name)} must be 1 or more")
+    if args.num_iters_warmup < 0:
+        raise ConfigError(f"--num-iters-warmup {args.num_iters_warmup} must be 0 or more")
+
+
+def _run_rank(args: argparse.Namespace, seat: "Seat") -> int:
+    from tpinfer.bench.offline import Batch
+    from tpinfer.engine.llm import open_engine
+
+    tp = seat.world if args.tp is None else args.tp
+    config = engine_config(args, tp)
+    if seat.rank:
+        with closing(open_engine(config, seat)) as engine:
+            if args.nvtx:
+                engine.use_nvtx()
+            engine.serve()
+        return 0
+    if seat.launcher not in ("tpinfer", "single"):
+        _check(args, tp)
+    count = args.batch_size if args.what == "latency" else args.num_prompts
+    batch = Batch(count, args.input_len, args.output_len, args.seed)
+    progress = Progress(sys.stderr)
+    engine = open_engine(config, seat, progress.show)
+    progress.finish()
+    with closing(engine):
+        result = _measure(args, engine, batch, read_model_spec(config.model_dir).vocab_size)
+    _print(args, result)
+    _write(args, result)
+    return 0
+
+
+def _measure(
+    args: argparse.Namespace, engine: "Engine", batch: "Batch", vocab_size: int
+) -> "BenchResult":
+    from tpinfer.bench.offline import measure, run_batch
+
+    requests = batch.requests(vocab_size)
+    if args.nvtx:
+        engine.use_nvtx()
+    result = measure(engine, requests, args.num_iters_warmup, args.num_iters)
+    recording = recording_request(args)
+    if recording is not None:
+        # A run of its own behind the counted ones: a recorder stretches what it records.
+        engine.record(recording)
+        run_batch(engine, requests)
+        for warning in engine.write_recording(["tpinfer", *sys.argv[1:]]):
+            print(f"warning: {warning}", file=sys.stderr)
+    return result
+
+
+def _print(args: argparse.Namespace, result: "BenchResult") -> None:
+    from tpinfer.cli.attribution_table import render_run
+
+    if args.what == "latency":
+        print(f"Avg latency: {sum(result.latencies_s) / len(result.latencies_s)} seconds")
+        for percent, value in result.percentiles_s().items():
+            print(f"{percent}% percentile latency: {value} seconds")
+    else:
+        last = result.runs[-1]
+        print(
+            f"Throughput: {len(last.timings) / last.wall_s:.2f} requests/s, "
+            f"{result.total_tokens_per_s:.2f} total tokens/s, "
+            f"{result.output_tokens_per_s:.2f} output tokens/s"
+        )
+        print(f"Total num prompt tokens:  {last.num_input_tokens}")
+        print(f"Total num output tokens:  {last.num_output_tokens}")
+    print(
+        f"Medians: time to first token {result.ttft_s * 1e3:.2f} ms, per output token "
+        f"{result.tpot_s * 1e3:.3f} ms, {result.output_tokens_per_s:.1f} output tokens/s\n"
+    )
+    print(render_run(result.runs[-1].report), flush=True)
+
+
+def _write(args: argparse.Namespace, result: "BenchResult") -> None:
+    written = []
+    if args.json:
+        written.append((args.json, result.to_json()))
+    if args.output_json:
+        written.append((args.output_json, _vllm_keys(args, result)))
+    for name, value in written:
+        try:
+            Path(name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"{name}: cannot be written ({error.strerror}); name another file"
+            ) from error
+
+
+def _vllm_keys(args: argparse.Namespace, result: "BenchResult") -> dict[str, object]:
+    if args.what == "latency":
+        return {
+            "model_id": args.model,
+            "avg_latency": sum(result.latencies_s) / len(result.latencies_s),
+            "latencies": result.latencies_s,
+            "percentiles": {str(p): value for p, value in result.percentiles_s().items()},
+        }
+    last = result.runs[-1]
+    num_tokens = last.num_input_tokens + last.num_output_tokens
+    return {
+        "elapsed_time": last.wall_s,
+        "num_requests": len(last.timings),
+        "total_num_tokens": num_tokens,
+        "requests_per_second": len(last.timings) / last.wall_s,
+        "tokens_per_second": num_tokens / last.wall_s,
+    }

@@ -1,0 +1,40 @@
+"""What every verb that computes does first: start the ranks, or be one of them."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from tpinfer.config.environment import read_environment
+
+if TYPE_CHECKING:
+    from tpinfer.launching.seat import Seat
+
+ENGINE_MODULES = ("torch", "tpinfer.engine.llm")
+"""What ranks that our launcher forks have imported already."""
+
+
+def run_on_ranks(
+    args: argparse.Namespace,
+    argv: Sequence[str],
+    check: Callable[[int], None],
+    body: "Callable[[Seat], int]",
+    reads_stdin: bool,
+) -> int:
+    """Be the launcher of `args.tp` ranks, or one rank; returns the exit code.
+
+    `check(tp)` refuses what cannot work while nothing has started; `body` is a rank's work.
+    """
+    environment = read_environment()
+    if environment.rank is None:
+        tp = 1 if args.tp is None else args.tp
+        check(tp)
+        if tp > 1:
+            from tpinfer.launching.ranks import launch
+
+            return launch(argv, tp, preload=ENGINE_MODULES, reads_stdin=reads_stdin)
+    from tpinfer.launching.guard import guard_rank, run_rank
+    from tpinfer.launching.seat import seat_from_environment
+
+    seat = seat_from_environment(environment, args.device)
+    guard_rank(seat)
+    return run_rank(seat, environment, lambda: body(seat))
