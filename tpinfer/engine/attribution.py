@@ -176,6 +176,13 @@ class Attributor:
         """The steps of a rank."""
         return self._records[rank]
 
+    def working_set_bytes(self, rank: int) -> int:
+        """Weights and KV that the largest recorded step of a rank touches: the bytes by which its
+        memory level is chosen."""
+        ledger = self._ledgers[rank]
+        sizes = [ledger.step_working_set_bytes(one.aggregates) for one in self._records[rank]]
+        return max(sizes, default=ledger.weight_bytes_read)
+
     def floors(self, rank: int) -> list[FloorRow]:
         """Kernel time against its floor per kind of op over all recorded steps; largest time
         first."""
@@ -198,7 +205,7 @@ class Attributor:
         by_step = [{record.step_id: record for record in records} for records in self._records]
         matched: dict[int, Collectives] = {}
         num_lost = 0
-        for step_id in by_step[0]:
+        for step_id in sorted(set().union(*by_step)):
             same = [steps[step_id] for steps in by_step if step_id in steps]
             found = None
             if len(same) == len(by_step):

@@ -62,7 +62,9 @@ class Timeline:
         by_part = np.zeros(len(HOST_PARTS) + 1, dtype=np.int64)
         np.add.at(by_part, self.parts[first:last], spent)
         gap_ns = end_ns - start_ns - int(by_leaf.sum())
-        lost_ns = min(gap_ns, max(0, min(end_ns, self.recorded_from_ns) - start_ns))
+        lost_until_ns = max(start_ns, min(end_ns, self.recorded_from_ns))
+        known = np.maximum(np.minimum(ends, lost_until_ns) - starts, 0)
+        lost_ns = lost_until_ns - start_ns - int(known.sum())
         by_leaf[_UNRECORDED] += lost_ns
         by_leaf[_IDLE] += gap_ns - lost_ns
         return by_leaf, by_part[:-1]
