@@ -1,12 +1,14 @@
 """The table of where a run's time went: six words per rank, adding up to the wall, with the
 origin of the ceilings."""
 
+import textwrap
 from collections.abc import Sequence
 
 from tpinfer.config.units import format_flops, format_rate, format_size
+from tpinfer.costs.bound import arithmetic_rate
 from tpinfer.costs.kv_capacity import MemoryPlan
 from tpinfer.engine.attribution import Attribution, RankSplit
-from tpinfer.engine.metrics import RunReport
+from tpinfer.engine.run_report import RunReport
 
 _COLUMNS = {
     "compute": "compute",
@@ -18,10 +20,11 @@ _COLUMNS = {
 }
 _SECOND_LINE = {"communication": "cation", "small_kernels": "kernels"}
 _LABEL, _WALL, _CELL = 11, 10, 13
+_COLUMNS_WIDE = 100
 
 
 def render_run(report: RunReport) -> str:
-    """Text of at most 100 columns."""
+    """Text of at most 100 columns (a file's long name in the origin is not broken)."""
     if report.ttft is None:
         return "Where the time went: nobody got a token, so there is nothing to show."
     blocks = [_heading()]
@@ -30,7 +33,7 @@ def render_run(report: RunReport) -> str:
     if report.decode is not None and report.num_decode_tokens:
         title = f"per output token, mean of {report.num_decode_tokens}"
         blocks.append(_section(title, report.decode, report.num_decode_tokens))
-    blocks.append("\n".join(_notes(report)))
+    blocks += [_wrapped(note) for note in _notes(report)]
     return "\n".join(blocks)
 
 
@@ -61,8 +64,16 @@ def _row(split: RankSplit, count: int) -> str:
 
 
 def _milliseconds(spent_ns: float) -> str:
+    """No exponent, and at most eight characters below a day."""
     value = spent_ns / 1e6
-    return f"{value:.1f}" if value >= 1000 else f"{value:.3g}" if value >= 100 else f"{value:.3f}"
+    digits = 3 if value < 100 else 0 if value < 999.5 or value >= 1e5 else 1
+    return f"{value:.{digits}f}"
+
+
+def _wrapped(note: str) -> str:
+    return textwrap.fill(
+        note, _COLUMNS_WIDE, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _notes(report: RunReport) -> list[str]:
@@ -72,8 +83,8 @@ def _notes(report: RunReport) -> list[str]:
         f"{format_size(report.working_set_bytes)} a "
         f"rank, which {_fits(report)}.",
         f"Ceilings ({ceilings.origin}): {level.name} {format_rate(level.bytes_per_s)}, "
-        f"{report.dtype} {format_flops(_rate(report))}, an op takes at least "
-        f"{ceilings.kernel_floor_s * 1e6:.1f} us"
+        f"{report.dtype} {format_flops(arithmetic_rate(report.dtype, ceilings))}, an op takes at "
+        f"least {ceilings.kernel_floor_s * 1e6:.1f} us"
         + (
             f", an all-reduce {ceilings.collective_latency_s * 1e6:.1f} us."
             if _is_sharded(report)
@@ -95,11 +106,6 @@ def _fits(report: RunReport) -> str:
     return f"fits its {format_size(report.level.capacity_bytes)}"
 
 
-def _rate(report: RunReport) -> float:
-    rates = report.ceilings.flops_per_s
-    return rates.get(report.dtype) or max(rates.values())
-
-
 def _is_sharded(report: RunReport) -> bool:
     return report.ttft is not None and len(report.ttft.ranks) > 1
 
@@ -116,24 +122,26 @@ def _communication_note(report: RunReport) -> str:
     named = (
         f", {100 * late.caused_wait_ns / waits:.0f}% of it for rank {late.rank}" if waits else ""
     )
-    phase = "decoding" if report.decode is not None else "the prompt"
+    phase = "while decoding" if report.decode is not None else "during the prompt"
     return (
-        f"Communication while {phase}: {100 * waits / total:.0f}% waiting for a later rank{named}; "
+        f"Communication {phase}: {100 * waits / total:.0f}% waiting for a later rank{named}; "
         f"{100 * transfers / total:.0f}% transfer."
     )
 
 
 def _memory_note(plans: Sequence[MemoryPlan]) -> str:
-    first = plans[0]
-    weights = max(plan.weight_bytes for plan in plans)
-    text = (
-        f"Memory a rank: weights {format_size(weights)}, KV cache {format_size(first.kv_bytes)} = "
-        f"{first.capacity_tokens} tokens, activations up to {format_size(first.activation_bytes)}."
+    weights, kv, activations = (
+        format_size(max(getattr(plan, name) for plan in plans))
+        for name in ("weight_bytes", "kv_bytes", "activation_bytes")
     )
-    replicated = max(plan.replicated_kv_bytes_per_token for plan in plans)
-    if replicated:
-        share = 100 * replicated / max(plan.kv_bytes_per_token for plan in plans)
+    text = (
+        f"Memory a rank: weights {weights}, KV cache {kv} = {plans[0].capacity_tokens} tokens, "
+        f"activations up to {activations}."
+    )
+    share = max(plan.replicated_kv_bytes_per_token / plan.kv_bytes_per_token for plan in plans)
+    if share:
         text += (
-            f" {share:.0f}% of a rank's KV is a second copy: the cut falls inside a group of heads."
+            f" {100 * share:.0f}% of a rank's KV is a second copy: the cut falls inside a group "
+            "of heads."
         )
     return text

@@ -26,15 +26,18 @@ class Bound:
 def classify(
     kind: OpKind, cost: OpCost, dtype: DType, level: MemoryLevel, ceilings: Ceilings
 ) -> Bound:
-    """Which ceiling is nearest. A dtype without a rate of its own takes float32's, else the
-    lowest known."""
+    """Which ceiling is nearest."""
     if kind.is_collective:
         return Bound("comm_transfer", round(collective_floor_s(cost.bytes_sent, ceilings) * 1e9))
-    rates = ceilings.flops_per_s
-    rate = rates.get(dtype) or rates.get(DType.FLOAT32) or min(rates.values())
-    compute_s = cost.flops / rate
+    compute_s = cost.flops / arithmetic_rate(dtype, ceilings)
     memory_s = cost.bytes_moved / level.bytes_per_s
     roof_s = max(compute_s, memory_s)
     if roof_s < ceilings.kernel_floor_s:
         return Bound("latency", round(ceilings.kernel_floor_s * 1e9))
     return Bound("compute" if compute_s >= memory_s else "memory", round(roof_s * 1e9))
+
+
+def arithmetic_rate(dtype: DType, ceilings: Ceilings) -> float:
+    """FLOPs a second that `dtype` is judged by: its own rate, else float32's, else the lowest."""
+    rates = ceilings.flops_per_s
+    return rates.get(dtype) or rates.get(DType.FLOAT32) or min(rates.values())

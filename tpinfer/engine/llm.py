@@ -9,9 +9,10 @@ from time import perf_counter_ns
 from tpinfer.config.engine import EngineConfig, RecordingRequest
 from tpinfer.config.sampling import SamplingParams
 from tpinfer.engine.executor import Executor, follow
-from tpinfer.engine.metrics import Metrics, RunReport
+from tpinfer.engine.metrics import Metrics
 from tpinfer.engine.recording import Recording, RunFacts, answer
 from tpinfer.engine.requests import GenerationRequest, GenerationResult, TokenEvent
+from tpinfer.engine.run_report import RunReport
 from tpinfer.launching.seat import Seat
 from tpinfer.scheduling.request import Sequence as Running
 from tpinfer.scheduling.scheduler import Scheduler

@@ -2,49 +2,21 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import reduce
 
 import msgspec
 
-from tpinfer.config.ceilings import Ceilings, MemoryLevel
-from tpinfer.config.dtypes import DType
-from tpinfer.costs.kv_capacity import MemoryPlan
+from tpinfer.config.ceilings import Ceilings
 from tpinfer.costs.step_record import StepRecord
-from tpinfer.engine.attribution import Attribution, Attributor, FloorRow
+from tpinfer.engine.attribution import Attribution, Attributor
 from tpinfer.engine.executor import Executor
 from tpinfer.engine.requests import GenerationResult, RequestAttribution, Timing
+from tpinfer.engine.run_report import RunReport
 from tpinfer.machine.probe import probe_ceilings
 from tpinfer.scheduling.request import Sequence as Finished
 from tpinfer.steps.plan import Command
 from tpinfer.worker.assemble import Assembly
 from tpinfer.worker.measurements import exchange, gather_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class RunReport:
-    """What the attribution table of a run shows."""
-
-    num_requests: int
-    ttft: Attribution | None
-    """Accepted to first token, summed over requests; None when nobody got a token."""
-    decode: Attribution | None
-    """First token to last, summed over requests."""
-    num_decode_tokens: int
-    """Tokens behind first ones: what `decode` is divided by for one output token."""
-    ceilings: Ceilings
-    """Rank 0's."""
-    level: MemoryLevel
-    """Memory level that a decode step's working set fits."""
-    working_set_bytes: int
-    """Weights and KV that a step of rank 0 touches."""
-    dtype: DType
-    memory: tuple[MemoryPlan, ...]
-    """Per rank."""
-    floors: tuple[FloorRow, ...]
-    """Kernel time against its floor on rank 0."""
-    choices: tuple[str, ...]
-    """What was decided for this machine, a line each."""
 
 
 class Metrics:
@@ -91,9 +63,7 @@ class Metrics:
         splits = [_request_attribution(sequence, attributor) for sequence in finished]
         found = [split for split in splits if split is not None]
         decodes = [split.decode for split in found if split.decode is not None]
-        ledger = assembly.ledger(0)
-        mean_context = max((sequence.num_tokens for sequence in finished), default=0)
-        working_set = ledger.weight_bytes_read + mean_context * ledger.kv_bytes_per_token
+        working_set = attributor.working_set_bytes(0)
         ceilings = self._ceilings[0]
         return RunReport(
             num_requests=len(finished),
