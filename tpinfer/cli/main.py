@@ -11,6 +11,8 @@ from tpinfer.config.errors import TpinferError
 VERBS = {
     "generate": "write text with a model, over one rank or several, and say where the time went",
     "bench": "time latency or throughput with made-up prompts, and say where the time went",
+    "profile": "run and record a benchmark, and say where its wall time went",
+    "explain": "run it on 1, 2, 4 ... ranks and say what ate the speed-up",
     "doctor": "show what this machine has, what would be chosen here, and what is missing",
 }
 ORIENTATION = """tpinfer - tensor-parallel LLM inference that knows where every microsecond goes
