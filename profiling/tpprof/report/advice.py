@@ -6,6 +6,7 @@ ranks and other work may fill the gap. `whatif` replays the ranks and says how m
 
 from dataclasses import dataclass
 
+from tpprof.ranks.wait import EARLIER, HOST_LATE
 from tpprof.report.collective_sums import waits_by_cause
 from tpprof.report.op_sums import OpSum, sum_ops
 from tpprof.report.wording import duration, percent, printable
@@ -54,14 +55,23 @@ def _waiting(report: Report) -> list[_Finding]:
                 worst[late] = spent, doing, split.rank
     findings = []
     for late, (spent, doing, waiting) in worst.items():
-        doing = f", mostly while it runs {printable(doing)}" if doing else ""
+        mostly = f", mostly {while_doing(doing)}" if doing else ""
         text = (
-            f"Rank {late} comes last to collectives{doing}: rank {waiting} waits "
+            f"Rank {late} comes last to collectives{mostly}: rank {waiting} waits "
             f"{_of_wall(report, spent)} for it. Find out why rank {late} is slower there (its "
             "share of the work, its clocks, its host) before touching the network."
         )
         findings.append(_Finding(spent, text))
     return findings
+
+
+def while_doing(doing: str) -> str:
+    """What a late rank did, as part of a sentence; `doing` as `ranks.wait` says it."""
+    if doing == HOST_LATE:
+        return "because its host had not launched them yet"
+    if doing.startswith(EARLIER):
+        return f"because it is still in {printable(doing.removeprefix(EARLIER))}"
+    return f"while it runs {printable(doing)}"
 
 
 def _transfer(report: Report, ops: list[OpSum]) -> list[_Finding]:

@@ -37,7 +37,7 @@ def decode_report(encoded: bytes, source: str) -> Report:
     """
     try:
         found = msgspec.json.decode(encoded)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise TraceError(
             f"{source} is not JSON ({error}); pass a file that --json wrote, or traces"
         ) from None

@@ -11,6 +11,7 @@ rank should have had):
 A bar below zero is a gain, such as a share that fits a cache.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -274,6 +275,6 @@ def _phases(report: Report) -> dict[str, int]:
     """Windows by the words of their labels, numbers left out."""
     counts: dict[str, int] = {}
     for window in report.windows:
-        kind = " ".join(word for word in window.label.split() if not word.isdigit())
+        kind = " ".join(re.sub(r"\d+|[()]", "", window.label).split())
         counts[kind] = counts.get(kind, 0) + 1
     return counts

@@ -104,7 +104,7 @@ def _windows(windows: Sequence[Window], rank: int) -> str:
     title = f"rank {rank} by window"
     if len(rows) > _MOST_WINDOWS:
         slowest = sorted(rows, key=lambda row: -row[1].wall_ns)[:_MOST_WINDOWS]
-        title += f", the slowest {_MOST_WINDOWS} of {len(rows)}"
+        title = f"rank {rank}, slowest {_MOST_WINDOWS} of {len(rows)} windows"
         rows = sorted(slowest, key=lambda row: row[0].start_ns)
     lines = _word_heading(title)
     lines += [_word_row(window.label, split.wall_ns, split.rollup) for window, split in rows]
@@ -138,7 +138,7 @@ def _groups(report: Report) -> str:
 
 def _word_heading(title: str) -> list[str]:
     columns = ("wall ms", "compute", "memory", "comm.", "small", "host", "queue")
-    label = f"{title:<37}"
+    label = f"{shorten(title, 37):<37}"
     return [label + "".join(f"{name:>9}" for name in columns)]
 
 
