@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tpinfer.config.dtypes import DType
 from tpinfer.config.errors import ConfigError
@@ -163,3 +165,37 @@ def test_models_are_found_by_path_and_in_the_cache(tmp_path: Path):
     assert find_model_directory("me/tiny", tmp_path).name == "aaa"
     with pytest.raises(ConfigError, match="me/other"):
         find_model_directory("me/other", tmp_path)
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4)
+JSON_VALUES = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
+    max_leaves=4,
+)
+KEYS = (
+    *("architectures", "model_type", "num_hidden_layers", "hidden_size", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings", "dtype"),
+    *("rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "layer_types"),
+    *("use_sliding_window", "sliding_window", "max_window_layers", "attention_bias", "hidden_act"),
+    *("tie_word_embeddings", "eos_token_id", "bos_token_id", "quantization_config"),
+)
+ROPE_KEYS = ("rope_type", "type", "factor", "low_freq_factor", "original_max_position_embeddings")
+
+
+@settings(max_examples=400)
+@given(key=st.sampled_from(KEYS), rope_key=st.sampled_from(ROPE_KEYS), value=JSON_VALUES)
+def test_any_damaged_value_is_taken_or_named(key: str, rope_key: str, value: Any):
+    rope = LLAMA3 | {"rope_type": "llama3", rope_key: value}
+    for changes in ({key: value}, {key: [value]}, {"rope_scaling": rope}):
+        try:
+            parse(QWEN, **changes)
+        except ConfigError as error:
+            assert str(error).startswith("dir/config.json: ")
+
+
+def test_a_damaged_layer_count_does_not_fill_the_memory():
+    with pytest.raises(ConfigError, match=f"num_hidden_layers is {2**70}; at most 10000 layers"):
+        parse(LLAMA, num_hidden_layers=2**70)

@@ -18,6 +18,8 @@ from tpinfer.config.model import ModelSpec
 from tpinfer.config.rope import parse_rope
 
 WEIGHT_DTYPES = (DType.FLOAT32, DType.BFLOAT16, DType.FLOAT16)
+MAX_LAYERS = 10_000
+"""A damaged count beyond it would take all memory before anything else could refuse it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,8 @@ def parse_model_spec(
     family = _FAMILIES[architecture]
     _refuse_unsupported(keys)
     num_layers = keys.count("num_hidden_layers")
+    if num_layers > MAX_LAYERS:
+        raise keys.error("num_hidden_layers", f"at most {MAX_LAYERS} layers can be built")
     hidden_size, num_heads = keys.count("hidden_size"), keys.count("num_attention_heads")
     max_position = keys.count("max_position_embeddings", family.max_position)
     rope_theta, rope_scaling = parse_rope(keys, max_position)
@@ -152,9 +156,10 @@ def _architecture(keys: JsonKeys) -> str:
     names, model_type = keys.raw("architectures"), keys.raw("model_type")
     supported = f"supported are {', '.join(SUPPORTED_ARCHITECTURES)}"
     if names:
-        if not isinstance(names, list) or names[0] not in _FAMILIES:
+        first = names[0] if isinstance(names, list) else None
+        if not isinstance(first, str) or first not in _FAMILIES:
             raise keys.error("architectures", supported)
-        return names[0]
+        return first
     for name, family in _FAMILIES.items():
         if family.model_type == model_type:
             return name
@@ -241,7 +246,7 @@ def _layer_types(keys: JsonKeys, num_layers: int) -> tuple[bool, ...]:
     if kinds is None:
         return ()
     known = {"full_attention": False, "sliding_attention": True}
-    if not isinstance(kinds, list | tuple) or any(kind not in known for kind in kinds):
+    if not isinstance(kinds, list | tuple) or any(str(kind) not in known for kind in kinds):
         raise keys.error("layer_types", f"supported entries are {', '.join(known)}")
     if len(kinds) != num_layers:
         raise keys.error("layer_types", f"it must have num_hidden_layers = {num_layers} entries")
