@@ -117,6 +117,9 @@ def _load_and_size(
         to_torch(choices.kv_dtype),
         device,
     )
+    largest_bytes = (
+        config.max_num_batched_tokens * spec.hidden_size * choices.compute_dtype.num_bytes
+    )
     program = build_decoder(
         DecoderParts(
             spec=spec,
@@ -125,7 +128,7 @@ def _load_and_size(
             parameters=parameters,
             kv=kv,
             bind_attention=bind_attention,
-            bind_reduce=lambda site: group.all_reduce,
+            bind_reduce=lambda site: group.bind_all_reduce(largest_bytes, choices.compute_dtype),
             all_gather=group.all_gather,
             sample=bind_sample(),
         )
@@ -161,6 +164,7 @@ def make_ledger(
 
 def _model_spec(config: EngineConfig) -> ModelSpec:
     spec = read_model_spec(config.model_dir)
+    config.check_model(spec)
     if config.num_layers_override is None:
         return spec
     count = config.num_layers_override
