@@ -7,6 +7,7 @@ equal times are ordered by what they are.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -16,10 +17,30 @@ MISSING = np.iinfo(np.int64).min
 """A time that was not recorded, or cannot be one."""
 LATEST_NS = 4 * 10**18
 """Times beyond it, either side of zero, are damage."""
+_FROM_CUPTI = [Kind.KERNEL, Kind.COPY, Kind.MEMSET, Kind.LAUNCH, Kind.SYNC]
 _OUTER_FIRST = np.empty(len(Kind), np.int8)
 """Of rows with equal times, what encloses what."""
 _OUTER_FIRST[[Kind.PYTHON, Kind.RANGE, Kind.OP, Kind.LAUNCH, Kind.SYNC]] = range(5)
 _OUTER_FIRST[[Kind.OVERHEAD, Kind.DEVICE_RANGE, Kind.KERNEL, Kind.COPY, Kind.MEMSET]] = range(5, 10)
+
+
+class StringTable(dict[Any, int]):
+    """Number of each text, given at the first look."""
+
+    def __missing__(self, text: Any) -> int:
+        number = self[text] = len(self)
+        return number
+
+    def texts(self) -> list[str]:
+        """By number."""
+        return ["(no name)" if text is None else str(text) for text in self]
+
+    def holding(self, *parts: str) -> np.ndarray:
+        """bool [strings + 1]: texts that hold one of the parts, in any case; the last, for rows
+        without a text, is False.
+        """
+        lower = [text.lower() for text in self.texts()]
+        return np.array([*(any(part in text for part in parts) for text in lower), False], bool)
 
 
 @dataclass
@@ -60,7 +81,7 @@ def make_rows(count: int, **columns: np.ndarray | int) -> Rows:
         value = columns.pop(column.name, NONE)
         is_column = isinstance(value, np.ndarray)
         filled[column.name] = (
-            value.astype(dtype, copy=False) if is_column else np.full(count, value, dtype)
+            value.astype(dtype, copy=False) if is_column else np.full(count, int(value), dtype)
         )
     assert not columns, f"no columns of rows: {', '.join(columns)}"
     return Rows(**filled)
@@ -97,8 +118,8 @@ class Facts:
 def broken_times(rows: Rows, facts: Facts) -> np.ndarray:
     """bool [rows]: rows to leave out; negative durations become zero, in place. All are told.
 
-    A row at time 0 without length, or far before all others, is one that the recorder never
-    filled (CUPTI writes such rows when it runs out of buffers).
+    A row at time 0, far before all others or without length, is one that the recorder never filled
+    (CUPTI writes such rows when it runs out of buffers). Ranges may begin at 0 by choice.
     """
     start, end = rows.start_ns, rows.end_ns
     drop = (start == MISSING) | (np.abs(start) > LATEST_NS)
@@ -109,7 +130,7 @@ def broken_times(rows: Rows, facts: Facts) -> np.ndarray:
         others = start[~drop & (start > 0)]
         # A recording that begins at 0 by choice goes on from there.
         stray = len(others) > 0 and int(others.min()) > 10**12
-        unfilled &= stray | (end <= 0)
+        unfilled &= stray | ((end <= 0) & np.isin(rows.kind, _FROM_CUPTI))
         facts.lose(int(unfilled.sum()), "{n} rows with time 0, never filled, were left out")
     drop |= unfilled
     wrong = ~drop & ((end < start) | (np.abs(end) > LATEST_NS))

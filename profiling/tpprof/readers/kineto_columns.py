@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from ..events import NONE, Kind, Lane
-from .assembly import LATEST_NS, MISSING, Rows, join_rows, make_rows
+from .assembly import LATEST_NS, MISSING, Rows, StringTable, join_rows, make_rows
 from .kineto_json import EXACT_US, Arguments, Event
 
 KINDS = {
@@ -45,18 +45,6 @@ _ON_DEVICE = {Kind.KERNEL, Kind.COPY, Kind.MEMSET, Kind.DEVICE_RANGE, Kind.SYNC}
 _OWN_RANGE = "tpinfer."
 """Ranges of this project's runtime; a file straight from the recorder calls them operators."""
 _DIGITS = re.compile(r"(\d{1,18})\D*\Z")
-
-
-class StringTable(dict[Any, int]):
-    """Number of each text, given at the first look."""
-
-    def __missing__(self, text: Any) -> int:
-        number = self[text] = len(self)
-        return number
-
-    def texts(self) -> list[str]:
-        """By number."""
-        return ["(no name)" if text is None else str(text) for text in self]
 
 
 class LaneTable(dict[tuple[Any, Any], int]):

@@ -3,10 +3,10 @@
 import numpy as np
 
 from ..events import NONE, Collectives, Kind, no_collectives
-from ..intervals import innermost
-from .assembly import Rows
+from .assembly import Rows, StringTable
 from .collective_names import NOT_COLLECTIVES, collective_name, message_bytes
-from .kineto_columns import CollectiveList, StringTable, as_number
+from .kineto_columns import CollectiveList, as_number
+from .links import enclosing_op, first_with, is_around
 
 _LAUNCHERS = ("launch", "memcpy", "memset")
 _COMM_OP = "record_param_comms"
@@ -23,22 +23,22 @@ def link(rows: Rows, correlation: np.ndarray, external: np.ndarray, strings: Str
     is_launch = rows.kind == Kind.LAUNCH
     device, launches = np.flatnonzero(is_device), np.flatnonzero(is_launch)
     ops = np.flatnonzero(rows.kind == Kind.OP)
-    likely = _named(strings, *_LAUNCHERS)[rows.name[launches]]
+    likely = strings.holding(*_LAUNCHERS)[rows.name[launches]]
     order = launches[np.lexsort((rows.start_ns[launches], ~likely, correlation[launches]))]
-    launch = _find(correlation[order], order, correlation[device])
-    is_graph = _named(strings, "graphlaunch")
+    launch = first_with(correlation[order], order, correlation[device])
+    is_graph = strings.holding("graphlaunch")
     in_graph = (launch >= 0) & is_graph[rows.name[launch]]
 
     by_id = ops[np.argsort(external[ops], kind="stable")]
-    op_of_launch = _find(external[by_id], by_id, external[launches], lowest=1)
-    op_of_launch[~_around(rows, op_of_launch, rows.start_ns[launches])] = NONE
+    op_of_launch = first_with(external[by_id], by_id, external[launches], lowest=1)
+    op_of_launch[~is_around(rows, op_of_launch, rows.start_ns[launches])] = NONE
     alone = op_of_launch < 0
-    op_of_launch[alone] = _enclosing(rows, ops, launches[alone])
+    op_of_launch[alone] = enclosing_op(rows, ops, launches[alone])
     rows.op[launches] = op_of_launch
 
-    op = _find(external[by_id], by_id, external[device], lowest=1)
+    op = first_with(external[by_id], by_id, external[device], lowest=1)
     issued = np.where(launch >= 0, rows.start_ns[launch], rows.start_ns[op])
-    op[~_around(rows, op, issued)] = NONE
+    op[~is_around(rows, op, issued)] = NONE
     op = np.where((op < 0) & (launch >= 0), rows.op[launch], op)
     op[in_graph] = NONE
     rows.launch[device], rows.op[device] = launch, op
@@ -63,7 +63,7 @@ def collectives(rows: Rows, found: CollectiveList, strings: StringTable) -> Coll
         entries = {row: told[row] for row in told if rows.kind[row] == Kind.KERNEL}
         comm_ops = [row for row in told if rows.kind[row] == Kind.OP]
         from_ops = kernels[np.isin(rows.op[kernels], comm_ops)]
-        is_nccl = _named(strings, "nccl")
+        is_nccl = strings.holding("nccl")
         for row in from_ops[is_nccl[rows.name[from_ops]]].tolist():
             entries.setdefault(row, told[int(rows.op[row])])
     else:
@@ -93,46 +93,3 @@ def _clipped(values: list[int]) -> np.ndarray:
     """int32: sizes; NONE for what is none."""
     sizes = np.array(values, np.int64)
     return np.where((sizes > 0) & (sizes < 2**31), sizes, NONE).astype(np.int32)
-
-
-def _named(strings: StringTable, *parts: str) -> np.ndarray:
-    """bool [strings + 1]: texts that hold one of the parts, in any case; the last is False."""
-    texts = strings.texts()
-    hit = [any(part in text.lower() for part in parts) for text in texts]
-    return np.array([*hit, False], bool)
-
-
-def _find(ids: np.ndarray, rows: np.ndarray, asked: np.ndarray, lowest: int = 0) -> np.ndarray:
-    """int64 [asked]: first row with each id, NONE where there is none.
-
-    Args: ids ascending, with the row of each. Ids below `lowest` mean "none"; so does 0 where
-    several rows have it.
-    """
-    if not len(ids):
-        return np.full(len(asked), NONE, np.int64)
-    at = np.searchsorted(ids, asked)
-    hit = (asked >= lowest) & (ids[np.minimum(at, len(ids) - 1)] == asked)
-    if np.count_nonzero(ids == 0) > 1:
-        hit &= asked != 0
-    return np.where(hit, rows[np.minimum(at, len(ids) - 1)], NONE)
-
-
-def _around(rows: Rows, op: np.ndarray, moment: np.ndarray) -> np.ndarray:
-    """bool: whether there is an operator, and it was running at that moment."""
-    return (op >= 0) & (rows.start_ns[op] <= moment) & (moment <= rows.end_ns[op])
-
-
-def _enclosing(rows: Rows, ops: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """int64 [asked]: innermost operator that runs on the same lane when each row begins."""
-    found = np.full(len(asked), NONE, np.int64)
-    if not len(ops):
-        return found
-    order = ops[np.lexsort((-rows.end_ns[ops], rows.start_ns[ops], rows.lane[ops]))]
-    lanes = rows.lane[order]
-    for lane in np.unique(rows.lane[asked]):
-        first, stop = np.searchsorted(lanes, [lane, lane + 1])
-        here = order[first:stop]
-        mine = np.flatnonzero(rows.lane[asked] == lane)
-        row = innermost(rows.start_ns[here], rows.end_ns[here], rows.start_ns[asked[mine]])
-        found[mine] = np.where(row >= 0, here[row] if len(here) else NONE, NONE)
-    return found
