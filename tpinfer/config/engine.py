@@ -6,10 +6,13 @@ from typing import Literal, get_args
 
 from tpinfer.config.dtypes import DType
 from tpinfer.config.errors import ConfigError
+from tpinfer.config.model import ModelSpec
 
 LoadFormat = Literal["auto", "random"]
 CollectiveName = Literal["auto", "nccl", "gloo", "mpi", "shared_memory"]
 DeviceName = Literal["auto", "cpu", "cuda"]
+MAX_WAIT_S = 1e6
+"""Longest --wait-timeout, about eleven days: what waits counts in 64-bit ns."""
 COMPUTE_DTYPES = (DType.FLOAT32, DType.BFLOAT16, DType.FLOAT16)
 
 
@@ -70,12 +73,23 @@ class EngineConfig:
                 f"memory_utilization={self.memory_utilization} must be above 0 and at most 1; "
                 "0.9 leaves a tenth of the free memory to others"
             )
-        if not self.wait_timeout_s > 0:
-            raise ConfigError(f"wait_timeout_s={self.wait_timeout_s} must be above 0 seconds")
+        if not 0 < self.wait_timeout_s <= MAX_WAIT_S:
+            raise ConfigError(
+                f"wait_timeout_s={self.wait_timeout_s} must be above 0 and at most {MAX_WAIT_S:g} "
+                "seconds"
+            )
         if self.num_layers_override is not None and self.load_format != "random":
             raise ConfigError(
                 f"num_layers_override={self.num_layers_override} leaves out layers of a real "
                 "checkpoint; use it with load_format=random"
+            )
+
+    def check_model(self, spec: ModelSpec) -> None:
+        """Raises ConfigError where these settings do not suit the model."""
+        if self.max_model_len is not None and self.max_model_len > spec.max_position:
+            raise ConfigError(
+                f"max_model_len={self.max_model_len} is beyond the {spec.max_position} positions "
+                "the model was made for (max_position_embeddings in config.json); lower it"
             )
 
     def _require_known(self, name: str, allowed: tuple[str, ...]) -> None:
