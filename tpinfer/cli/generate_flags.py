@@ -40,7 +40,8 @@ def model_flags(group: argparse._ArgumentGroup) -> None:
         "--tp", type=int, metavar="N", help="tensor-parallel ranks (default 1, or the launcher's)"
     )
     group.add_argument(
-        "--dtype", choices=["auto", *COMPUTE_DTYPES], default="auto",
+        "--dtype", choices=["auto", *(dtype.value for dtype in COMPUTE_DTYPES)],
+        default="auto",
         help="compute in this; auto: the checkpoint's, float32 on CPUs without AVX512_BF16",
     )  # fmt: skip
     group.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")

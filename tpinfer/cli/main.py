@@ -5,6 +5,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from typing import NoReturn
 
 from tpinfer.config.errors import TpinferError
 
@@ -24,9 +25,18 @@ ORIENTATION = """tpinfer - tensor-parallel LLM inference that knows where every 
 `tpinfer VERB --help` explains a verb."""
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """A parser that answers a mistake with one line, where argparse puts the whole usage above it.
+    The parsers of the verbs are of the same class."""
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with exit code 2."""
+        self.exit(2, f"error: {message}; see `{self.prog} --help`\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser with every verb."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="tpinfer",
         description="Tensor-parallel LLM inference that knows where every microsecond goes.",
     )
