@@ -23,10 +23,10 @@ from tpprof.report.text import render_report
 from tpprof.report.wording import MEANINGS, WORD_OF, duration, milliseconds, percent, shorten
 from tpprof.results import LEAVES, ROLLUP, Report, Window
 
+from tests.pure.golden import check_golden
 from tests.pure.tpprof_reports import (
     NASTY,
     collective,
-    matches_golden,
     one_rank,
     split,
     two_ranks,
@@ -44,7 +44,7 @@ def advised() -> Report:
 
 
 def test_text_is_the_golden_one(tmp_path: Path) -> None:
-    assert matches_golden("tpprof-report.txt", render_report(advised()), tmp_path)
+    check_golden("tpprof-report.txt", render_report(advised()) + "\n", tmp_path)
 
 
 def test_text_keeps_to_100_columns_whatever_names_are_like() -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from tpprof.results import (
     Alignment,
@@ -178,18 +177,3 @@ def one_rank(leaves: Mapping[str, int], **changes: object) -> Report:
         warnings=[],
     )
     return replace(report, **changes)  # pyright: ignore[reportArgumentType]
-
-
-GOLDENS = Path(__file__).resolve().parent / "goldens"
-
-
-def matches_golden(name: str, text: str, directory: Path) -> bool:
-    """Whether `text` is the golden file's; else it is left in `directory` to be looked at, and
-    copied where it is right."""
-    expected = GOLDENS / name
-    found = text if text.endswith("\n") else text + "\n"
-    if expected.is_file() and expected.read_text(encoding="utf-8") == found:
-        return True
-    (directory / name).write_text(found, encoding="utf-8")
-    print(f"if this is right: cp {directory / name} {expected}")
-    return False

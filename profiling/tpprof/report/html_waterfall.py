@@ -1,5 +1,7 @@
 """The scale waterfall as a chart: from ideal down to real, one bar a cause, and what fixes buy."""
 
+from dataclasses import dataclass
+
 from tpprof.report.html_svg import WIDTH, chart, element, label, line, rect, table, text_of
 from tpprof.report.scale import Waterfall
 from tpprof.report.scale_text import fixes_of
@@ -51,43 +53,55 @@ def waterfall_chart(one: Waterfall) -> str:
 
 
 def _chart(one: Waterfall) -> str:
-    reached, highest = one.ideal_ns, max(one.ideal_ns, one.real_ns)
+    levels = [one.ideal_ns]
     for bar in one.bars:
-        reached += bar.spent_ns
-        highest = max(highest, reached)
-    scale = (WIDTH - _LEFT - 130) / (highest or 1)
-    marks = _row(one, 0, "ideal", 0, one.ideal_ns, "total", scale, "")
-    reached = one.ideal_ns
+        levels.append(levels[-1] + bar.spent_ns)
+    axis = _Axis(min(0, *levels), max(one.real_ns, *levels))
+    marks = _row(one, axis, 0, ("ideal", "total", ""), (0, one.ideal_ns))
     for i, bar in enumerate(one.bars, 1):
-        until = reached + bar.spent_ns
         colour = "gain" if bar.spent_ns < 0 else _COLOURS[bar.kind]
-        x = _LEFT + reached * scale
-        y = 4 + (i - 1) * _STEP
-        marks.append(line(x, y + _BAR, x, y + _STEP, "link"))
-        marks += _row(one, i, bar.title, reached, until, colour, scale, bar.detail)
-        reached = until
-    x, y = _LEFT + reached * scale, 4 + len(one.bars) * _STEP
-    marks.append(line(x, y + _BAR, x, y + _STEP, "link"))
-    marks += _row(one, len(one.bars) + 1, "real", 0, one.real_ns, "total", scale, "")
-    return chart(
-        marks, 8 + (len(one.bars) + 2) * _STEP, f"From ideal to real at {one.tp} ranks by cause"
-    )
+        marks.append(_link(axis, i, levels[i - 1]))
+        marks += _row(one, axis, i, (bar.title, colour, bar.detail), (levels[i - 1], levels[i]))
+    last = len(one.bars) + 1
+    marks.append(_link(axis, last, one.real_ns))
+    marks += _row(one, axis, last, ("real", "total", ""), (0, one.real_ns))
+    height = 8 + (last + 1) * _STEP
+    return chart(marks, height, f"From ideal to real at {one.tp} ranks by cause")
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """Range of ns that the chart shows."""
+
+    lowest: int
+    highest: int
+
+    def x(self, moment: float) -> float:
+        width = (self.highest - self.lowest) or 1
+        return _LEFT + (moment - self.lowest) / width * (WIDTH - _LEFT - 130)
+
+
+def _link(axis: _Axis, i: int, level: int) -> str:
+    """From the end of one bar down to the next."""
+    y = 4 + (i - 1) * _STEP
+    return line(axis.x(level), y + _BAR, axis.x(level), y + _STEP, "link")
 
 
 def _row(
-    one: Waterfall, i: int, title: str, start: int, end: int, colour: str, scale: float, detail: str
+    one: Waterfall, axis: _Axis, i: int, named: tuple[str, str, str], span: tuple[int, int]
 ) -> list[str]:
+    """Label, bar and value; `named` is (title, colour, what is behind it)."""
+    (title, colour, detail), (start, end) = named, span
     y = 4 + i * _STEP
-    low, high = min(start, end), max(start, end)
+    x, until = axis.x(min(span)), axis.x(max(span))
     spent = (end - start) / one.num_windows
     sign = "+" if 0 < i <= len(one.bars) and spent > 0 else ""
     text = f"{sign}{milliseconds(spent)} ({percent(end - start, one.real_ns)})"
     tip = f"{title}: {sign}{milliseconds(spent)} ms" + (f"\n{detail}" if detail else "")
-    x = _LEFT + low * scale
     beside = label(x - 8, y + 15, shorten(detail, 40), "", "end") if x > 520 and detail else ""
     return [
         label(_LEFT - 10, y + 15, shorten(title, 34), "name", "end"),
         beside,
-        rect(_LEFT + low * scale, y, max((high - low) * scale, 1), _BAR, f"bar {colour}", tip),
-        label(_LEFT + high * scale + 8, y + 15, text, "value"),
+        rect(x, y, max(until - x, 1), _BAR, f"bar {colour}", tip),
+        label(until + 8, y + 15, text, "value"),
     ]

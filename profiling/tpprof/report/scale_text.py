@@ -29,10 +29,11 @@ def _table(one: Waterfall) -> str:
         spans.append((bar.title, reached, reached + bar.spent_ns, bar.detail))
         reached += bar.spent_ns
     spans.append(("real", 0, one.real_ns, ""))
-    highest = max(max(low, high) for _, low, high, _ in spans) or 1
+    lowest = min(min(low, high) for _, low, high, _ in spans)
+    width = max(max(low, high) for _, low, high, _ in spans) - lowest or 1
     for title, low, high, detail in spans:
         spent = milliseconds((high - low) / one.num_windows)
-        picture = _picture(min(low, high), max(low, high), highest)
+        picture = _picture(min(low, high) - lowest, max(low, high) - lowest, width)
         share = percent(high - low, one.real_ns)
         text = f"{shorten(title, 28):<28}{spent:>10}  {picture}{share:>8}  {shorten(detail, 26)}"
         lines.append(text.rstrip())
@@ -40,9 +41,10 @@ def _table(one: Waterfall) -> str:
     return "\n".join(lines)
 
 
-def _picture(low: int, high: int, highest: int) -> str:
-    begin = round(low / highest * _PICTURE)
-    end = max(round(high / highest * _PICTURE), begin + (high > low))
+def _picture(low: int, high: int, width: int) -> str:
+    """[low, high) of [0, width) as a bar; at least one mark where it is not empty."""
+    begin = round(low / width * _PICTURE)
+    end = max(round(high / width * _PICTURE), begin + (high > low))
     end = min(end, _PICTURE)
     begin = min(begin, end - (high > low))
     return (" " * begin + "#" * (end - begin)).ljust(_PICTURE)
