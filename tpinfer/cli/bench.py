@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tpinfer.cli.generate_flags import (
+    check_placement,
     engine_config,
     memory_flags,
     model_flags,
@@ -20,7 +21,6 @@ from tpinfer.cli.rank_start import run_on_ranks
 from tpinfer.cli.stream import Progress
 from tpinfer.config.errors import ConfigError
 from tpinfer.config.huggingface import read_model_spec
-from tpinfer.sharding.partition import partition_model
 
 if TYPE_CHECKING:
     from tpinfer.bench.offline import Batch, BenchResult
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
 def _check(args: argparse.Namespace, tp: int) -> None:
     config = engine_config(args, tp)
     spec = read_model_spec(config.model_dir)
-    partition_model(spec, tp)
+    check_placement(config, spec)
     recording_request(args)
     for name in ("input_len", "output_len", "batch_size", "num_prompts", "num_iters"):
         if getattr(args, name) < 1:
@@ -144,7 +144,10 @@ def _print(args: argparse.Namespace, result: "BenchResult") -> None:
         f"Medians: time to first token {result.ttft_s * 1e3:.2f} ms, per output token "
         f"{result.tpot_s * 1e3:.3f} ms, {result.output_tokens_per_s:.1f} output tokens/s\n"
     )
-    print(render_run(result.runs[-1].report), flush=True)
+    report = result.runs[-1].report
+    print(render_run(report), flush=True)
+    if args.explain:
+        print("\nWhat was chosen here, and why\n  " + "\n  ".join(report.choices), flush=True)
 
 
 def _write(args: argparse.Namespace, result: "BenchResult") -> None:

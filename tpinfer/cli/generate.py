@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from tpinfer.cli.generate_flags import (
     SHAPE_PREFIX,
+    check_placement,
     engine_config,
     model_directory,
     recording_request,
@@ -25,8 +26,6 @@ from tpinfer.cli.stream import Progress, TextStream
 from tpinfer.config.errors import ConfigError
 from tpinfer.config.huggingface import read_generation_defaults, read_model_spec
 from tpinfer.config.sampling import SamplingParams
-from tpinfer.config.topology_reader import load_topology
-from tpinfer.sharding.partition import partition_model
 
 if TYPE_CHECKING:
     from tpinfer.engine.llm import Engine
@@ -53,12 +52,17 @@ def _check(args: argparse.Namespace, tp: int) -> None:
     """Refuse what cannot work, with the remedy, while nothing has started. Raises ConfigError."""
     config = engine_config(args, tp)
     spec = read_model_spec(config.model_dir)
-    shares = load_topology(config.topology).shares if config.topology else None
-    partition_model(spec, tp, shares)
+    check_placement(config, spec)
     _sampling(args, config.model_dir)
     recording_request(args)
     if args.chat and args.raw:
         raise ConfigError("--chat and --raw exclude each other; give one")
+    if args.system and not args.chat:
+        raise ConfigError("--system speaks to a chat, and --chat is not there; add it")
+    if args.greedy and args.temperature:
+        raise ConfigError(
+            f"--greedy and --temperature {args.temperature} exclude each other; give one"
+        )
     if not reads_stdin(args):
         read_prompts(args)
 

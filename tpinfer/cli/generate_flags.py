@@ -7,8 +7,11 @@ from tpinfer.config.dtypes import DType
 from tpinfer.config.engine import COMPUTE_DTYPES, EngineConfig, RecordingRequest
 from tpinfer.config.errors import ConfigError
 from tpinfer.config.huggingface import find_model_directory
+from tpinfer.config.model import ModelSpec
+from tpinfer.config.topology_reader import load_topology
 from tpinfer.config.units import parse_size
 from tpinfer.embedded.locate import MODELS, embedded_model, shape_directory, shape_names
+from tpinfer.sharding.partition import partition_model
 
 SHAPE_PREFIX = "shape:"
 
@@ -191,6 +194,16 @@ def model_directory(name: str) -> Path:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return find_model_directory(name)
+
+
+def check_placement(config: EngineConfig, spec: ModelSpec) -> None:
+    """Refuse, before the work, a model that cannot be cut over the ranks or a topology without
+    places and paths for them. Raises ConfigError."""
+    topology = load_topology(config.topology) if config.topology else None
+    partition_model(spec, config.tp, topology.shares if topology else None)
+    if topology is not None:
+        for rank in range(config.tp):
+            topology.ceilings_of_rank(rank, config.tp)
 
 
 def engine_config(args: argparse.Namespace, tp: int) -> EngineConfig:
