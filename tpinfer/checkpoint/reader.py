@@ -149,7 +149,7 @@ def _index_map(index: Path) -> dict[str, str]:
     try:
         weight_map = json.loads(index.read_text())["weight_map"]
         names = [(str(k), str(v)) for k, v in weight_map.items()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{index}: is not a weight index ({error!r}); expected an object with `weight_map`"
         ) from error

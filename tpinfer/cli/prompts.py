@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +27,13 @@ def reads_stdin(args: argparse.Namespace) -> bool:
 
 def read_prompts(args: argparse.Namespace) -> list[Prompt]:
     """All prompts in order. Raises ConfigError naming file and line."""
-    found = [Prompt(text) for text in args.prompt or ()]
+    found = [Prompt(argument_text("--prompt", text)) for text in args.prompt or ()]
     if args.file:
         found.append(Prompt(_read_text(args.file)))
     if args.prompts:
         found += _read_lines(args.prompts)
     if not found and reads_stdin(args):
-        found.append(Prompt(sys.stdin.read()))
+        found.append(Prompt(_read_text("-")))
     if not found:
         raise ConfigError(
             'there is no prompt; pass --prompt "...", --file FILE, --prompts FILE.jsonl, or pipe '
@@ -41,19 +42,35 @@ def read_prompts(args: argparse.Namespace) -> list[Prompt]:
     return found
 
 
-def _read_text(name: str) -> str:
-    if name == "-":
-        return sys.stdin.read()
+def argument_text(flag: str, text: str) -> str:
+    """The text of a command-line argument. Raises ConfigError where it is not UTF-8.
+
+    A locale that cannot hold an argument's bytes leaves them in half surrogates.
+    """
     try:
-        return Path(name).read_text(encoding="utf-8")
+        return os.fsencode(text).decode() if _has_surrogates(text) else text
+    except UnicodeError as error:
+        raise ConfigError(f"{flag}: the text is not UTF-8; convert it") from error
+
+
+def _read_text(name: str) -> str:
+    """A file, or for `-` standard input, as UTF-8 whatever the locale says."""
+    place = "standard input" if name == "-" else name
+    try:
+        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        return content.decode().replace("\r\n", "\n").replace("\r", "\n")
     except OSError as error:
-        raise ConfigError(f"{name}: cannot be read ({error.strerror}); check the path") from error
+        raise ConfigError(f"{place}: cannot be read ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{name}: is not UTF-8 at byte {error.start}; convert it") from error
+        raise ConfigError(f"{place}: is not UTF-8 at byte {error.start}; convert it") from error
+
+
+def _has_surrogates(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _read_lines(name: str) -> list[Prompt]:
-    lines = _read_text(name).splitlines()
+    lines = _read_text(name).split("\n")  # JSON may hold what splitlines takes for line ends
     found = [_parse_line(f"{name}:{n}", line) for n, line in enumerate(lines, 1) if line.strip()]
     if not found:
         raise ConfigError(
@@ -66,13 +83,18 @@ def _parse_line(place: str, line: str) -> Prompt:
     expected = '{"prompt": "text"} or {"prompt_token_ids": [1, 2]}'
     try:
         value: Any = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{place}: is not JSON ({error}); expected {expected}") from error
     if (
         isinstance(value, dict)
         and isinstance(value.get("prompt"), str)
         and "prompt_token_ids" not in value
     ):
+        if _has_surrogates(value["prompt"]):
+            raise ConfigError(
+                f"{place}: the prompt holds half a surrogate pair (\\ud800 to \\udfff alone), "
+                "which is no character; write both halves or the character itself"
+            )
         return Prompt(value["prompt"])
     ids = (
         value.get("prompt_token_ids") if isinstance(value, dict) and "prompt" not in value else None

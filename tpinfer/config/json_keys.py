@@ -106,6 +106,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path}, line {error.lineno}: not JSON ({error.msg}); download the file again"
         ) from None
+    except (ValueError, RecursionError) as error:  # numbers too long, braces too deep
+        raise ConfigError(f"{path}: not JSON ({error}); download the file again") from None
     if not isinstance(value, dict):
         raise ConfigError(
             f"{path} holds a {type(value).__name__}; it must hold an object in braces"

@@ -72,7 +72,7 @@ def read_settings(directory: Path) -> dict[str, Any]:
         return {}
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not JSON ({error}); copy it again") from error
     if not isinstance(settings, dict):
         raise CheckpointError(f"{path}: holds a {type(settings).__name__}, expected an object")
