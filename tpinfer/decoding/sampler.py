@@ -6,7 +6,7 @@ not depend on what else was in the batch.
 
 import torch
 
-from tpinfer.layers.step_inputs import Activations, OpCall, SamplingRow, StepInputs
+from tpinfer.layers.step_inputs import NO_TOKEN, Activations, OpCall, SamplingRow, StepInputs
 
 _MASK = (1 << 64) - 1
 
@@ -29,10 +29,11 @@ def pick(logits_V: torch.Tensor, row: SamplingRow) -> int:
     Temperature first, then top-k, top-p (the smallest set of likeliest tokens whose mass reaches
     it) and min-p (at least that share of the likeliest token's probability); the draw inverts
     the distribution function of what is left, in order of falling probability, summed in
-    float64.
+    float64. NO_TOKEN where the logits are not numbers.
     """
     if row.temperature == 0:
-        return int(logits_V.argmax())
+        top, token = logits_V.max(0)
+        return NO_TOKEN if top.isnan() else int(token)
     scaled = logits_V.double() / row.temperature
     if row.top_k and row.top_k < scaled.shape[0]:
         kept, ids = torch.topk(scaled, row.top_k, sorted=True)
@@ -44,6 +45,8 @@ def pick(logits_V: torch.Tensor, row: SamplingRow) -> int:
     if ids is not None:
         mass = mass[: _num_kept(mass, row)]
     steps = mass.cumsum(0)
+    if steps[-1].isnan():
+        return NO_TOKEN
     draw = uniform(row.seed, row.index, row.position) * float(steps[-1])
     place = int(torch.searchsorted(steps, draw, right=True).clamp_(max=steps.shape[0] - 1))
     return place if ids is None else int(ids[place])
@@ -67,7 +70,8 @@ def bind_sample() -> OpCall:
         if acts.best is not None:
             acts.tokens = acts.best
         elif step.all_greedy:
-            acts.tokens = acts.logits.argmax(-1)
+            top, tokens = acts.logits.max(-1)
+            acts.tokens = tokens.masked_fill_(top.isnan(), NO_TOKEN)
         else:
             picked = [pick(acts.logits[i], row) for i, row in enumerate(step.sampling)]
             acts.tokens = torch.tensor(picked, dtype=torch.int64, device=acts.logits.device)

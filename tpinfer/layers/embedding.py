@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 
-from tpinfer.layers.step_inputs import Activations, OpCall, StepInputs
+from tpinfer.layers.step_inputs import NO_TOKEN, Activations, OpCall, StepInputs
 from tpinfer.sharding.spec import Range
 
 
@@ -69,8 +69,9 @@ def bind_head_gather(
         mine = torch.stack((values, (ids + first).float()))
         everyone = torch.empty(size, *mine.shape, dtype=mine.dtype, device=mine.device)
         all_gather(everyone, mine)
-        winner = everyone[:, 0].argmax(0, keepdim=True)
-        acts.best = everyone[:, 1].gather(0, winner)[0].long()
+        top, winner = everyone[:, 0].max(0, keepdim=True)  # NaN counts as the largest
+        best = everyone[:, 1].gather(0, winner)[0].long()
+        acts.best = best.masked_fill_(top[0].isnan(), NO_TOKEN)
 
     def gather_all(acts: Activations) -> None:
         mine = F.pad(acts.logits, (0, widest - widths[rank])).contiguous()

@@ -10,6 +10,9 @@ import torch
 
 from tpinfer.attention.interface import SequenceSpan
 
+NO_TOKEN = -1
+"""Stands for the token of a row whose logits are not numbers."""
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingRow:

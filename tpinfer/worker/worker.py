@@ -10,9 +10,10 @@ from time import perf_counter_ns
 import torch
 
 from tpinfer.collectives.group import Group
+from tpinfer.config.errors import CheckpointError
 from tpinfer.costs.ops import StepAggregates
 from tpinfer.costs.step_record import Measurements, StepRecord
-from tpinfer.layers.step_inputs import Activations, Op
+from tpinfer.layers.step_inputs import NO_TOKEN, Activations, Op
 from tpinfer.steps.plan import SequenceRecord, StepPlan
 from tpinfer.worker.annotations import Annotate, annotated, step_name
 from tpinfer.worker.host_spans import HostSpans
@@ -22,6 +23,11 @@ from tpinfer.worker.timing import DeviceRun, OpTimes, run_timed
 MAX_RECORDED_STEPS = 8192
 """Steps whose op times a rank keeps until they are asked for; about 3 KB each for a 28-layer
 model."""
+
+_NOT_NUMBERS = (
+    "the model's logits are not numbers (NaN): its weights hold NaN or infinite values, or they "
+    "overflow the compute dtype; check the checkpoint, or try --dtype float32"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,8 @@ class Worker:
             self._device_run.issue(program, acts, inputs)
             tokens = acts.tokens.tolist()
             times = self._device_run.resolve()
+        if NO_TOKEN in tokens:
+            raise CheckpointError(_NOT_NUMBERS)
         self.rows.commit(plan, tokens)
         self.spans.add("prepare", began, times.start_ns)
         self.records.append(_record(plan, aggregates, times, perf_counter_ns(), began))
