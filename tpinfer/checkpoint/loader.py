@@ -11,12 +11,14 @@ import torch
 from tpinfer.checkpoint.naming import checkpoint_name, find_name
 from tpinfer.checkpoint.reader import CheckpointReader, TensorEntry
 from tpinfer.checkpoint.transforms import read_slice
+from tpinfer.config.dtypes import DType
 from tpinfer.config.errors import CheckpointError
 from tpinfer.sharding.parameters import ParameterSpec
 from tpinfer.sharding.spec import Piece
 
 Allocate = Callable[[ParameterSpec], torch.Tensor]
 Progress = Callable[[int, int], None]
+_FILE_DTYPES = (DType.FLOAT32, DType.BFLOAT16, DType.FLOAT16)
 _BLOCK_ROWS = 256
 _STD = 0.02
 
@@ -67,6 +69,11 @@ def _locate(reader: CheckpointReader, parameter: ParameterSpec, piece: Piece) ->
     cut = parameter.shard.cut_on("tp")
     if cut is not None:
         expected[cut.dim] = next(s.size for s in cut.segments if s.name == piece.segment)
+    if entry.dtype not in _FILE_DTYPES:
+        raise CheckpointError(
+            f"{entry.file}: tensor {name}: expected {', '.join(_FILE_DTYPES)}, found "
+            f"{entry.dtype}, whose scales config.json does not describe; use the original weights"
+        )
     if entry.shape != tuple(expected):
         raise CheckpointError(
             f"{entry.file}: tensor {name}: expected shape {tuple(expected)} from config.json, "
