@@ -1,5 +1,6 @@
 """From a choice to an open group: the facts are gathered here, the decision is `choose`'s."""
 
+import contextlib
 import importlib.util
 import platform
 import shutil
@@ -68,7 +69,11 @@ def open_group(
             device.type, seat.world, seat.local_world, seat.launcher, machine_facts, num_gpus
         )
     choice = choose_collective(wanted, facts)
-    return _open(choice, seat, device, timeout_s, machine_facts[1]), choice
+    group = _open(choice, seat, device, timeout_s, machine_facts[1])
+    if seat.rank == 0 and seat.world > 1:
+        with contextlib.suppress(OSError):  # not made, or somebody else's files are in it
+            _meeting_root(seat).rmdir()  # all have met: even SIGKILL leaves nothing from here on
+    return group, choice
 
 
 def _open(
@@ -101,11 +106,14 @@ def _open(
 
 def _meeting_place(seat: Seat) -> Path:
     """A directory only this user can enter, the same for all ranks of the run."""
-    given = read_environment().rendezvous
-    root = given if given is not None else Path(tempfile.gettempdir()) / f"tpinfer-{seat.run_id}"
-    directory = root / f"g{seat.generation}"
+    directory = _meeting_root(seat) / f"g{seat.generation}"
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     owner = directory.stat()
     if owner.st_mode & 0o077:
         raise RankError(f"{directory} can be entered by others; remove it and start again")
     return directory
+
+
+def _meeting_root(seat: Seat) -> Path:
+    given = read_environment().rendezvous
+    return given if given is not None else Path(tempfile.gettempdir()) / f"tpinfer-{seat.run_id}"

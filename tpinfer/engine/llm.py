@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter_ns
 
 from tpinfer.config.engine import EngineConfig, RecordingRequest
+from tpinfer.config.errors import ConfigError
 from tpinfer.config.sampling import SamplingParams
 from tpinfer.engine.executor import Executor, follow
 from tpinfer.engine.metrics import Metrics
@@ -143,14 +144,27 @@ def open_engine(config: EngineConfig, seat: Seat, progress: Progress | None = No
     Raises ConfigError, CheckpointError or RankError; the message says what to change.
     """
     assembly = assemble(config, seat, progress or (lambda text: None))
-    wire: PlanWriter | PlanReader | None = None
-    if seat.world > 1:
-        name = f"{seat.run_id}-g{seat.generation}-plans"
-        if seat.rank == 0:
-            wire = PlanWriter(name, seat.world - 1)
-        else:
-            wire = PlanReader(name, seat.rank - 1)
-    return Engine(assembly, wire)
+    try:
+        return Engine(assembly, _open_wire(seat))
+    except BaseException:
+        assembly.group.abort()
+        assembly.group.close()
+        raise
+
+
+def _open_wire(seat: Seat) -> PlanWriter | PlanReader | None:
+    if seat.world == 1:
+        return None
+    name = f"{seat.run_id}-g{seat.generation}-plans"
+    if seat.rank:
+        return PlanReader(name, seat.rank - 1)
+    try:
+        return PlanWriter(name, seat.world - 1)
+    except OSError as error:
+        raise ConfigError(
+            f"the step plans need about 1 MB of /dev/shm ({error.strerror}); free some there or "
+            "give the container more (--shm-size=64m)"
+        ) from error
 
 
 def _sequence(index: int, request: GenerationRequest, accepted_ns: int) -> Running:

@@ -54,7 +54,13 @@ def launch(
     fork_only = _prepare_fork(start, preload, shared)
     run_id = shared["TORCHELASTIC_RUN_ID"]
     rendezvous = Path(shared["TPINFER_RENDEZVOUS"])
-    rendezvous.mkdir(mode=0o700)
+    try:
+        rendezvous.mkdir(mode=0o700)
+    except OSError as error:
+        raise ConfigError(
+            f"{rendezvous.parent}: cannot be written ({error.strerror}), and ranks of one host "
+            "meet there; mount a writable tmpfs or use one rank"
+        ) from error
     with caught_signals() as signals:
         keyboard = Keyboard() if reads_stdin and _is_terminal(0) else None
         stdin = keyboard.read_end if keyboard is not None else (0 if reads_stdin else None)
