@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tpinfer.cli.generate_flags import (
+    check_output,
     check_placement,
     engine_config,
     memory_flags,
@@ -70,7 +71,11 @@ def _check(args: argparse.Namespace, tp: int) -> None:
     config = engine_config(args, tp)
     spec = read_model_spec(config.model_dir)
     check_placement(config, spec)
+    config.check_model(spec)
     recording_request(args)
+    for flag, name in (("--json", args.json), ("--output-json", args.output_json)):
+        if name is not None:
+            check_output(flag, name)
     for name in ("input_len", "output_len", "batch_size", "num_prompts", "num_iters"):
         if getattr(args, name) < 1:
             flag = f"--{name.replace('_', '-')}"

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING
 
 from tpinfer.cli.generate_flags import (
     SHAPE_PREFIX,
+    check_output,
     check_placement,
     engine_config,
     model_directory,
     recording_request,
 )
 from tpinfer.cli.generate_flags import add_flags as add_flags
-from tpinfer.cli.prompts import Prompt, read_prompts, reads_stdin
+from tpinfer.cli.prompts import Prompt, argument_text, read_prompts, reads_stdin
 from tpinfer.cli.rank_start import run_on_ranks
-from tpinfer.cli.stream import Progress, TextStream
+from tpinfer.cli.stream import Progress, TextStream, write_out
 from tpinfer.config.errors import ConfigError
 from tpinfer.config.huggingface import read_generation_defaults, read_model_spec
 from tpinfer.config.sampling import SamplingParams
@@ -52,9 +53,12 @@ def _check(args: argparse.Namespace, tp: int) -> None:
     """Refuse what cannot work, with the remedy, while nothing has started. Raises ConfigError."""
     config = engine_config(args, tp)
     spec = read_model_spec(config.model_dir)
+    config.check_model(spec)
     check_placement(config, spec)
     _sampling(args, config.model_dir)
     recording_request(args)
+    if args.json not in (None, "-"):
+        check_output("--json", args.json)
     if args.chat and args.raw:
         raise ConfigError("--chat and --raw exclude each other; give one")
     if args.system and not args.chat:
@@ -81,7 +85,7 @@ def _run_rank(args: argparse.Namespace, seat: "Seat") -> int:
     if seat.launcher not in ("tpinfer", "single"):
         _check(args, config.tp)
     prompts = read_prompts(args)
-    tokenizer = _tokenizer(args, config.model_dir)
+    tokenizer = _tokenizer(args, config.model_dir, prompts)
     requests = _requests(args, config.model_dir, prompts, tokenizer)
     progress = Progress(sys.stderr)
     engine = open_engine(config, seat, progress.show)
@@ -140,11 +144,14 @@ def _print_report(args: argparse.Namespace, engine: "Engine", with_table: bool) 
     if with_table:
         print("\n" + render_run(report))
     if args.explain:
-        print("\nWhat was chosen here, and why\n  " + "\n  ".join(report.choices), flush=True)
+        text = "\nWhat was chosen here, and why\n  " + "\n  ".join(report.choices)
+        print(text, file=sys.stderr if args.json == "-" else sys.stdout, flush=True)
 
 
 def _write_json(name: str, engine: "Engine", tokenizer: "Tokenizer | None") -> None:
     """One object per prompt, in order; these keys stay as they are."""
+    # A file is UTF-8; standard output is what the locale makes of it.
+    plain = name == "-" and sys.stdout.encoding.lower() not in ("utf-8", "utf8")
     lines = []
     for result in engine.results():
         timing = result.timing
@@ -161,9 +168,9 @@ def _write_json(name: str, engine: "Engine", tokenizer: "Tokenizer | None") -> N
             },
             "attribution": result.attribution.to_json() if result.attribution else None,
         }  # fmt: skip
-        lines.append(json.dumps(value, ensure_ascii=False) + "\n")
+        lines.append(json.dumps(value, ensure_ascii=plain) + "\n")
     if name == "-":
-        sys.stdout.write("".join(lines))
+        write_out(sys.stdout, "".join(lines))
         return
     try:
         Path(name).write_text("".join(lines), encoding="utf-8")
@@ -173,15 +180,15 @@ def _write_json(name: str, engine: "Engine", tokenizer: "Tokenizer | None") -> N
         ) from error
 
 
-def _tokenizer(args: argparse.Namespace, directory: Path) -> "Tokenizer | None":
+def _tokenizer(
+    args: argparse.Namespace, directory: Path, prompts: Sequence[Prompt]
+) -> "Tokenizer | None":
     """The checkpoint's tokenizer; None where it has none and none is needed."""
     from tpinfer.text.tokenizer import Tokenizer
 
     if (directory / "tokenizer.json").is_file():
         return Tokenizer(directory)
-    needed = (
-        any(prompt.token_ids is None for prompt in read_prompts(args)) if args.prompts else True
-    )
+    needed = any(prompt.token_ids is None for prompt in prompts)
     return Tokenizer(directory) if needed and not args.model.startswith(SHAPE_PREFIX) else None
 
 
@@ -224,7 +231,8 @@ def _encode(
     if source is None:
         raise ConfigError(f"{directory} has no chat template; leave out --chat")
     names = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
-    messages = [{"role": "system", "content": args.system}] if args.system else []
+    system = argument_text("--system", args.system) if args.system else None
+    messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": text})
     return tokenizer.encode(ChatTemplate(source, names).render(messages), add_special_tokens=False)
 

@@ -1,6 +1,7 @@
 """Flags of `tpinfer generate`, and the settings they stand for."""
 
 import argparse
+import os
 from pathlib import Path
 
 from tpinfer.config.dtypes import DType
@@ -182,6 +183,17 @@ def recording_request(args: argparse.Namespace) -> RecordingRequest | None:
             f"--profile {directory}: cannot be made ({error.strerror}); name another directory"
         ) from error
     return RecordingRequest(directory, args.profile_skip, args.profile_steps)
+
+
+def check_output(flag: str, name: str) -> None:
+    """Refuse, before the work, a file that cannot be written after it. Raises ConfigError."""
+    path = Path(name)
+    if path.is_dir():
+        raise ConfigError(f"{flag} {name} is a directory; name a file in it")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{flag} {name}: there is no directory {path.parent}; make it first")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"{flag} {name} cannot be written here; name another place")
 
 
 def model_directory(name: str) -> Path:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from tpinfer.config.environment import read_environment
+from tpinfer.launching.seat import choose_device, count_gpus
 
 if TYPE_CHECKING:
     from tpinfer.launching.seat import Seat
@@ -28,6 +29,7 @@ def run_on_ranks(
     if environment.rank is None:
         tp = 1 if args.tp is None else args.tp
         check(tp)
+        choose_device(args.device, 0, tp, count_gpus(environment.visible_gpus))
         if tp > 1:
             from tpinfer.launching.ranks import launch
 

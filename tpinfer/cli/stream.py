@@ -1,10 +1,29 @@
 """What a person sees while a run goes on: progress of loading, then text as it comes."""
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
+from tpinfer.config.errors import ConfigError
+
 if TYPE_CHECKING:
     from tpinfer.text.tokenizer import Tokenizer
+
+
+def write_out(out: TextIO, text: str) -> None:
+    """Write to standard output at once. Raises ConfigError when it takes no more, BrokenPipeError
+    when nobody reads it.
+    """
+    try:
+        out.write(text)
+        out.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())  # takes what is still buffered
+        raise ConfigError(
+            f"standard output cannot be written ({error.strerror}); send it elsewhere"
+        ) from error
 
 
 class Progress:
@@ -92,5 +111,4 @@ class TextStream:
 
     def _write(self, text: str) -> None:
         if text:
-            self._out.write(text)
-            self._out.flush()
+            write_out(self._out, text)

@@ -66,6 +66,8 @@ def run_rank(seat: Seat, environment: Environment, body: Callable[[], int]) -> i
     try:
         return body()
     except KeyboardInterrupt:
+        if seat.world == 1:
+            print("stopped", file=sys.stderr)
         return 128 + signal.SIGINT
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -79,7 +81,7 @@ def run_rank(seat: Seat, environment: Environment, body: Callable[[], int]) -> i
         if environment.error_file is not None:
             write_failure(environment.error_file, summary, detail)
         else:
-            named = f"rank {seat.rank} failed: " if seat.world > 1 else ""
+            named = f"rank {seat.rank} failed: " if seat.world > 1 else "error: "
             print(
                 f"{named}{summary}" + (f"\n{detail}" if detail else ""), file=sys.stderr, flush=True
             )
