@@ -41,7 +41,7 @@ class SamplingParams:
                 raise ConfigError(f"{name}={value!r} is not a number; give one such as 0.7")
         rules = (
             ("temperature", isfinite(temperature) and temperature >= 0, "0 (greedy) or more"),
-            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            ("top_k", 0 <= self.top_k < 1 << 31, "0 (off) to 2**31-1"),
             ("top_p", 0 < top_p <= 1, "above 0 and at most 1 (off)"),
             ("min_p", 0 <= min_p <= 1, "0 (off) to 1"),
             ("seed", self.seed is None or 0 <= self.seed < 1 << 63, "0 to 2**63-1"),
