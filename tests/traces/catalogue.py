@@ -52,6 +52,11 @@ SCENARIOS = {
         Scenario("event late", is_hidden=True, event_latency_ns=400_000),
         Scenario("queue gaps", num_ranks=2, queue_gap_ns=1000),
         Scenario("ragged exits", num_ranks=4, num_steps=8, exit_jitter_ns=300),
+        Scenario("two groups", num_ranks=4, group_size=2, delays=(Delay(3, 80_000, "kernel"),)),
+        Scenario("broadcast", num_ranks=3, has_broadcast=True, delays=(Delay(1, 70_000),)),
+        Scenario("overlapped steps", num_ranks=2, num_steps=6, is_async=True),
+        Scenario("overlapped graphs", 4, 8, is_async=True, is_graph=True, clocks=FAR_CLOCKS),
+        Scenario("kernels before their launch", num_ranks=2, device_shift_ns=-9000),
         Scenario("long", num_ranks=2, num_steps=12, num_layers=6, is_graph=True, seed=21),
     )
 }

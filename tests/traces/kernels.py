@@ -35,7 +35,7 @@ class DeviceWork:
     product: tuple[int, int, int] | None = None
     """(M, K, N) of a matrix product."""
     collective: str = ""
-    """`allreduce`, `allgather`; empty for anything else."""
+    """`allreduce`, `allgather`, `broadcast`; empty for anything else."""
     num_bytes: int = 0
     """Message of a collective, bytes of a copy."""
     gap_ns: int = 0
@@ -61,18 +61,18 @@ class Product:
     num_blocks: int = FULL_GRID
 
 
-def products(num_ranks: int) -> Mapping[str, Product]:
+def products(tp: int) -> Mapping[str, Product]:
     """By role. `router` is too small for either ceiling, `thin` is slow and fills few SMs."""
     return MappingProxyType(
         {
-            "qkv": Product(HIDDEN, 10240 // num_ranks),
-            "out": Product(HIDDEN // num_ranks, HIDDEN),
-            "gate_up": Product(HIDDEN, 2 * INTERMEDIATE // num_ranks),
-            "down": Product(INTERMEDIATE // num_ranks, HIDDEN),
+            "qkv": Product(HIDDEN, 10240 // tp),
+            "out": Product(HIDDEN // tp, HIDDEN),
+            "gate_up": Product(HIDDEN, 2 * INTERMEDIATE // tp),
+            "down": Product(INTERMEDIATE // tp, HIDDEN),
             "shared": Product(HIDDEN, 4096),
             "router": Product(256, 64, 0.02, 16),
             "thin": Product(HIDDEN, 768, 0.2, 12),
-            "head": Product(HIDDEN, VOCABULARY // num_ranks),
+            "head": Product(HIDDEN, VOCABULARY // tp),
         }
     )
 
@@ -112,7 +112,7 @@ class WorkFactory:
     def __init__(self, scenario: Scenario, rank: int) -> None:
         self._scenario = scenario
         self._random = Random(f"{scenario.seed}/{rank}")
-        self._products = products(scenario.num_ranks)
+        self._products = products(scenario.tp)
 
     def between(self, least: int, most: int) -> int:
         """A whole number, uniformly."""
@@ -150,8 +150,8 @@ class WorkFactory:
 
     def collective(self, op: str, role: str, num_bytes: int, layer: int = -1) -> DeviceWork:
         """A collective. Its transfer is the same on every rank, so it follows from the bytes."""
-        ranks = self._scenario.num_ranks
-        factor = (2 if op == "allreduce" else 1) * (ranks - 1) / ranks
+        ranks = self._scenario.tp
+        factor = {"allreduce": 2, "allgather": 1}.get(op, ranks / (ranks - 1)) * (ranks - 1) / ranks
         least = CEILINGS.collective_latency_s + factor * num_bytes / CEILINGS.collective_bytes_per_s
         return DeviceWork(
             role,

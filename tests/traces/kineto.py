@@ -112,21 +112,31 @@ class _RankFile:
         return f'{head},\n"traceEvents": [\n' + ",\n".join(events) + f"\n], {tail}\n}}\n"
 
     def _head(self) -> dict[str, object]:
-        ranks = list(range(self.run.scenario.num_ranks))
+        scenario = self.run.scenario
+        ranks = list(range(scenario.num_ranks))
         place: dict[str, object] = {
             "backend": "nccl",
             "rank": self.rank.rank,
             "world_size": len(ranks),
         }
         if self.style.engine != "tpinfer":
-            group = {
-                "pg_name": "0",
-                "pg_desc": "default_pg",
-                "backend_config": "cuda:nccl",
-                "pg_size": len(ranks),
-                "ranks": str(ranks) if self.rank.rank % 2 else ranks,
-            }
-            place |= {"pg_count": 1, "pg_config": [group], "nccl_version": "unknown"}
+            mine = scenario.group(self.rank.rank)
+            groups = [
+                {
+                    "pg_name": name,
+                    "pg_desc": description,
+                    "backend_config": "cuda:nccl",
+                    "pg_size": len(members),
+                    "ranks": str(members) if self.rank.rank % 2 else members,
+                }
+                for name, description, members in (
+                    ("0", "default_pg", ranks),
+                    (self._group_name(), "tp", mine),
+                )
+            ]
+            if len(mine) == len(ranks):
+                groups.pop()
+            place |= {"pg_count": len(groups), "pg_config": groups, "nccl_version": "unknown"}
         device = {"id": self.rank.rank, "name": "NVIDIA H100 80GB HBM3", "numSms": NUM_SMS}
         return {
             "schemaVersion": 1,
@@ -208,21 +218,27 @@ class _RankFile:
     def _row_of(self, operator: HostRange) -> DeviceRow:
         return next(row for row in self.rank.rows if row.call is operator.call)
 
+    def _group_name(self) -> str:
+        """Of the group that collectives run in: the default one, or one of several."""
+        scenario = self.run.scenario
+        first = scenario.group(self.rank.rank)[0]
+        return str(3 + first // scenario.tp) if scenario.group_size else "0"
+
     def _collective_args(self, row: DeviceRow) -> dict[str, object]:
-        ranks = self.run.scenario.num_ranks
+        members = self.run.scenario.group(row.rank)
         elements = row.work.num_bytes // 2
         gathers = row.work.collective == "allgather"
         args: dict[str, object] = {
             "Collective name": "_allgather_base" if gathers else row.work.collective,
-            "In msg nelems": elements // ranks if gathers else elements,
+            "In msg nelems": elements // len(members) if gathers else elements,
             "Out msg nelems": elements,
-            "Group size": ranks,
+            "Group size": len(members),
             "dtype": "BFloat16",
             "In split size": "[]",
             "Out split size": "[]",
-            "Process Group Name": "0",
-            "Process Group Description": "default_pg",
-            "Process Group Ranks": str(list(range(ranks))),
+            "Process Group Name": self._group_name(),
+            "Process Group Description": "tp" if self.run.scenario.group_size else "default_pg",
+            "Process Group Ranks": str(members),
         }
         if self.style.collective_args == "seq":
             args["Seq"] = 900 + row.meeting

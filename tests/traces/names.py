@@ -32,6 +32,7 @@ _SHARED_BY_ALL = {
     "head": "nvjet_tst_128x256_64x4_2x1_v_bz_TNT",
     "all_reduce": _NCCL.format("AllReduce_Sum_bf16_RING_LL"),
     "all_gather": _NCCL.format("AllGather_RING_LL"),
+    "broadcast": _NCCL.format("Broadcast_RING_LL"),
     "custom_all_reduce": _CUSTOM_REDUCE,
     "fused_all_reduce": _FUSED_REDUCE,
     "h2d": "Memcpy HtoD (Pinned -> Device)",
@@ -69,7 +70,7 @@ def operator_name(engine: str, work: DeviceWork) -> str:
     """The innermost operator that launches a row."""
     if work.product:
         return "aten::mm"
-    if work.role == "all_reduce" or work.role == "all_gather":
+    if work.role in ("all_reduce", "all_gather", "broadcast"):
         return "record_param_comms"
     space = {"vllm": "_C", "sglang": "sgl_kernel", "tpinfer": "tpinfer_ops"}[engine]
     return f"{space}::{_OPERATORS.get(work.role, work.role)}"

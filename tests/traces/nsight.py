@@ -19,7 +19,9 @@ from tests.traces.simulate import DeviceRow, HostCall, RankRun, Run
 MACHINE = 1 << 48
 PUSH_POP, DOMAIN_CREATE = 59, 75
 STREAM_WAIT, STREAM_SYNCHRONIZE = 2, 3
-COPY_KINDS = {"h2d": 1, "d2h": 2}
+PINNED, DEVICE = 1, 2
+COPY_KINDS = {"h2d": (1, PINNED, DEVICE), "d2h": (2, DEVICE, PINNED)}
+"""(copyKind, srcKind, dstKind)."""
 VERSIONED = {
     "cudaLaunchKernel": "cudaLaunchKernel_v7000",
     "cudaGraphLaunch": "cudaGraphLaunch_v10000",
@@ -331,9 +333,16 @@ class _Export:
         shared = {"start": start, "end": end, "streamId": row.work.stream, **node}
         shared |= self._place(rank, row.call)
         if row.work.is_copy:
-            kind = COPY_KINDS[row.work.role]
-            size = row.work.num_bytes
-            self._insert("CUPTI_ACTIVITY_KIND_MEMCPY", MEMCPY, **shared, bytes=size, copyKind=kind)
+            kind, source, target = COPY_KINDS[row.work.role]
+            self._insert(
+                "CUPTI_ACTIVITY_KIND_MEMCPY",
+                MEMCPY,
+                **shared,
+                bytes=row.work.num_bytes,
+                copyKind=kind,
+                srcKind=source,
+                dstKind=target,
+            )
             return
         name = kernel_name(self.style.engine, row.work)
         short = name.partition("(")[0].partition("<")[0].split(" ")[-1].split("::")[-1]

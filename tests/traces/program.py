@@ -78,6 +78,13 @@ class Synchronize:
 
 
 @dataclass(frozen=True, slots=True)
+class SynchronizeEvent:
+    """The host waits for an event."""
+
+    event: str
+
+
+@dataclass(frozen=True, slots=True)
 class Publish:
     """Rank 0 tells the others what the step is."""
 
@@ -91,7 +98,19 @@ class Receive:
     step: int
 
 
-Action = Busy | Push | Pop | Mark | Launch | Record | Await | Synchronize | Publish | Receive
+Action = (
+    Busy
+    | Push
+    | Pop
+    | Mark
+    | Launch
+    | Record
+    | Await
+    | Synchronize
+    | SynchronizeEvent
+    | Publish
+    | Receive
+)
 
 
 @dataclass
@@ -113,6 +132,8 @@ class ProgramBuilder:
             self._busy(40_000, 60_000)
         for step in range(self.scenario.num_steps):
             self._step(step)
+        if self.scenario.is_async:
+            self._read_tokens(self.scenario.num_steps - 1)
         self._busy(5000, 9000)
         return self.actions
 
@@ -123,6 +144,8 @@ class ProgramBuilder:
         self.actions.append(Push("step", f"{step} {'prefill' if prefill else 'decode'} {tokens}"))
         self._host_part("prepare", 20_000, 40_000)
         self._launch(self.make.copy("h2d", 4 * tokens))
+        if self.scenario.has_broadcast and not prefill:
+            self._operator(self.make.collective("broadcast", "broadcast", 4096))
         body = [self._layer(step, tokens, layer) for layer in range(self.scenario.num_layers)]
         body.append(self._head(tokens))
         if self.scenario.is_graph and not prefill:
@@ -131,6 +154,11 @@ class ProgramBuilder:
             self._eager(step, body)
         self._launch(self.make.plain("sample", self.scenario.batch))
         self._launch(self.make.copy("d2h", 8 * self.scenario.batch))
+        if self.scenario.is_async:
+            self.actions += [Record(COMPUTE_STREAM, f"tokens {step}"), Pop()]
+            if step:
+                self._read_tokens(step - 1)
+            return
         self.actions.append(Synchronize(COMPUTE_STREAM))
         self._host_part("sample", 4000, 9000)
         if self.rank == 0:
@@ -138,6 +166,14 @@ class ProgramBuilder:
         self._busy(1000, 2000)
         self.actions.append(Pop())
         if self.rank == 0:
+            self._host_part("detokenize", 10_000, 20_000)
+
+    def _read_tokens(self, step: int) -> None:
+        """What follows the launches of the next step where steps overlap."""
+        self.actions.append(SynchronizeEvent(f"tokens {step}"))
+        self._busy(1000, 2000)
+        if self.rank == 0:
+            self.actions.append(Mark("token", step))
             self._host_part("detokenize", 10_000, 20_000)
 
     def _agree(self, step: int) -> None:
@@ -165,7 +201,7 @@ class ProgramBuilder:
             make.plain("attention", tokens, layer),
             make.product("out", tokens, layer, late),
         ]
-        if scenario.num_ranks > 1:
+        if scenario.tp > 1:
             reduce = make.collective("allreduce", role or "fused_all_reduce", message, layer)
             rows.append(replace(reduce, stream=COMM_STREAM) if scenario.is_hidden else reduce)
         rows += [
@@ -176,7 +212,7 @@ class ProgramBuilder:
             make.plain("act", tokens, layer),
             make.product("down", tokens, layer),
         ]
-        if scenario.num_ranks > 1:
+        if scenario.tp > 1:
             rows.append(make.collective("allreduce", role or "all_reduce", message, layer))
         return rows
 
@@ -185,7 +221,7 @@ class ProgramBuilder:
             self.make.plain("norm", tokens),
             self.make.product("head", self.scenario.batch, -1),
         ]
-        if self.scenario.num_ranks > 1:
+        if self.scenario.tp > 1:
             logits = self.scenario.batch * VOCABULARY * 2
             rows.append(self.make.collective("allgather", "all_gather", logits))
         return rows

@@ -82,6 +82,9 @@ class Scenario:
     damages: tuple[Damage, ...] = ()
     is_graph: bool = False
     """Decode steps are one launch of a captured graph."""
+    is_async: bool = False
+    """Step n is launched before the tokens of step n-1 are read; its annotation ends with its
+    launches."""
     is_hidden: bool = False
     """The all-reduce after attention runs on its own stream beside independent work."""
     collective: str = "nccl"
@@ -95,6 +98,13 @@ class Scenario:
     """How long after an event a stream that waits for it goes on."""
     late_start_ns: int = 0
     """How long a device leaves the first kernel of each layer lying though nothing is before it."""
+    has_broadcast: bool = False
+    """Each decode step begins with a broadcast of rank 0, which waits for nobody."""
+    group_size: int = 0
+    """Ranks of one tensor-parallel group; 0 for all ranks."""
+    device_shift_ns: int = 0
+    """Error of the recorder: how much too late (too early, where negative) it says that everything
+    on devices was."""
     exit_jitter_ns: int = 0
     """Ranks leave a collective up to so much after each other."""
     launch_ns: int = 3000
@@ -103,6 +113,16 @@ class Scenario:
     """Typical time of the host in an operator before it launches."""
     batch: int = 8
     prompt_tokens: int = 2048
+
+    @property
+    def tp(self) -> int:
+        """Ranks that share a model."""
+        return self.group_size or self.num_ranks
+
+    def group(self, rank: int) -> list[int]:
+        """Ranks of the group of `rank`."""
+        first = rank // self.tp * self.tp
+        return list(range(first, first + self.tp))
 
     def clock(self, rank: int) -> Clock:
         """Of one rank."""

@@ -24,6 +24,7 @@ from tests.traces.program import (
     Receive,
     Record,
     Synchronize,
+    SynchronizeEvent,
 )
 from tests.traces.scenario import Clock, Damage, Scenario
 
@@ -105,8 +106,10 @@ class Meeting:
 
     number: int
     """Counts the collectives of the group: `Seq`."""
+    ranks: list[int]
     rows: list[DeviceRow]
     arrival_ns: int = -1
+    """Of the last rank."""
 
 
 @dataclass(eq=False)
@@ -211,6 +214,11 @@ class _Rank:
         if row is not None:
             self.waiting.setdefault(action.stream, []).append(row)
 
+    def wake(self, row: DeviceRow) -> None:
+        """The host has waited for a row."""
+        until = max(self.now_ns + 900, row.end_ns + WAKE_NS)
+        self.call("synchronize", until - self.now_ns, row.work.stream)
+
     def push(self, action: Push) -> None:
         """A range begins."""
         if action.kind == "step":
@@ -230,7 +238,7 @@ class Simulator:
         # Equal correlation ids on all ranks: one Nsight file must not mix them up.
         self.ranks = [_Rank(scenario, rank, 1000, made) for rank, made in enumerate(programs)]
         self.published: dict[int, int] = {}
-        self.meetings: dict[int, Meeting] = {}
+        self.meetings: dict[tuple[int, int], Meeting] = {}
 
     def run(self) -> Run:
         """Everything that happens. Raises RuntimeError where ranks wait for each other."""
@@ -240,8 +248,9 @@ class Simulator:
                 raise RuntimeError(f"{self.scenario.name}: ranks wait for each other for ever")
         while any([self._advance_streams(rank) for rank in self.ranks]):
             continue
+        self._shift()
         self._damage()
-        met = [self.meetings[number] for number in sorted(self.meetings)]
+        met = [self.meetings[place] for place in sorted(self.meetings)]
         return Run(self.scenario, [rank.run for rank in self.ranks], met)
 
     def _advance_host(self, rank: _Rank) -> bool:
@@ -279,8 +288,12 @@ class Simulator:
                 last = rank.streams[stream][-1]
                 if not last.is_known:
                     return False
-                until = max(rank.now_ns + 900, last.end_ns + WAKE_NS)
-                rank.call("synchronize", until - rank.now_ns, stream)
+                rank.wake(last)
+            case SynchronizeEvent(event):
+                row = rank.events[event][1]
+                if row is None or not row.is_known:
+                    return False
+                rank.wake(row)
         return True
 
     def _advance_streams(self, rank: _Rank) -> bool:
@@ -311,19 +324,34 @@ class Simulator:
         if not work.collective:
             row.end_ns = row.arrival_ns + work.duration_ns
             return
-        meeting = self.meetings.setdefault(row.meeting, Meeting(row.meeting, []))
+        group = self.scenario.group(row.rank)
+        meeting = self.meetings.setdefault((group[0], row.meeting), Meeting(row.meeting, group, []))
         meeting.rows.append(row)
-        if len(meeting.rows) == self.scenario.num_ranks:
+        if len(meeting.rows) == len(group):
             self._leave(meeting)
 
     def _leave(self, meeting: Meeting) -> None:
         """All have come: put rows in rank order and let everybody go."""
         meeting.rows.sort(key=lambda row: row.rank)
         meeting.arrival_ns = max(row.arrival_ns for row in meeting.rows)
-        jitters = Random(f"exits {self.scenario.seed} {meeting.number}")
+        root = meeting.rows[0].arrival_ns
+        jitters = Random(f"exits {self.scenario.seed} {meeting.ranks} {meeting.number}")
         for row in meeting.rows:
+            begun = meeting.arrival_ns
+            if row.work.collective == "broadcast":
+                begun = max(root, row.arrival_ns)
             jitter = jitters.randint(0, self.scenario.exit_jitter_ns)
-            row.end_ns = meeting.arrival_ns + row.work.duration_ns + jitter
+            row.end_ns = begun + row.work.duration_ns + jitter
+
+    def _shift(self) -> None:
+        """From here on times are what the recorder says, right or wrong."""
+        shift = self.scenario.device_shift_ns
+        for row in (row for rank in self.ranks for row in rank.run.rows):
+            row.start_ns += shift
+            row.arrival_ns += shift
+            row.end_ns += shift
+        for meeting in self.meetings.values():
+            meeting.arrival_ns += shift
 
     def _damage(self) -> None:
         for damage in self.scenario.damages:

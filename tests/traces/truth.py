@@ -40,9 +40,10 @@ class SplitTruth:
 
 @dataclass(frozen=True, slots=True)
 class CollectiveTruth:
-    """One collective. Lists have one entry a rank."""
+    """One collective. Lists have one entry for each of `ranks`."""
 
     number: int
+    ranks: list[int]
     op: str
     num_bytes: int
     step: int
@@ -82,7 +83,7 @@ class Truth:
     def __init__(self, run: Run, knowledge: Knowledge | None = None) -> None:
         self.run = run
         self.known = knowledge or Knowledge()
-        self._arrivals = {m.number: m.arrival_ns for m in run.meetings}
+        self._arrivals = {(r, m.number): m.arrival_ns for m in run.meetings for r in m.ranks}
         self._spans = [self._seen(rank) for rank in run.ranks]
 
     def _seen(self, rank: RankRun) -> list[_Span]:
@@ -93,7 +94,7 @@ class Truth:
                 row,
                 local(row.start_ns),
                 local(row.end_ns),
-                local(self._arrivals.get(row.meeting, 0)),
+                local(self._arrivals.get((row.rank, row.meeting), 0)),
                 local(row.call.start_ns),
                 local(row.call.end_ns),
             )
@@ -175,8 +176,9 @@ class Truth:
             sums.add("copy", ns)
 
     def _comm_leaf(self, span: _Span, at: int) -> str:
-        present = self.known.present
-        if present is not None and len(present) < self.run.scenario.num_ranks:
+        present, group = self.known.present, self.run.scenario.group(span.row.rank)
+        missing = present is not None and not set(group) <= set(present)
+        if missing or span.row.work.collective == "broadcast":
             return "comm_unsplit"
         return "comm_wait" if at < span.arrival else span.row.work.leaf
 
@@ -223,14 +225,16 @@ class Truth:
         return parts[-1] if parts else "python"
 
     def collectives(self) -> list[CollectiveTruth]:
-        """In order of their number. Waits and transfers are in each rank's own ns."""
-        return [self._collective(meeting) for meeting in self.run.meetings]
+        """Those in which all wait for all, by group and number. Waits and transfers are in each
+        rank's own ns."""
+        barriers = [m for m in self.run.meetings if m.rows[0].work.collective != "broadcast"]
+        return [self._collective(meeting) for meeting in barriers]
 
     def _collective(self, meeting: Meeting) -> CollectiveTruth:
         waits, transfers = [], []
-        for row, rank in zip(meeting.rows, self.run.ranks, strict=True):
+        for row in meeting.rows:
             came, last, left = self.on_clock(
-                rank.rank, row.arrival_ns, meeting.arrival_ns, row.end_ns
+                row.rank, row.arrival_ns, meeting.arrival_ns, row.end_ns
             )
             waits.append(last - came)
             transfers.append(left - last)
@@ -239,12 +243,13 @@ class Truth:
         work = meeting.rows[0].work
         return CollectiveTruth(
             meeting.number,
+            meeting.ranks,
             work.collective,
             work.num_bytes,
             meeting.rows[0].step,
             waits,
             transfers,
-            arrivals.index(ordered[-1]),
+            meeting.ranks[arrivals.index(ordered[-1])],
             ordered[-1] - ordered[-2],
         )
 
