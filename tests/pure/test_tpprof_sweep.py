@@ -217,10 +217,10 @@ def test_outside_the_recording_is_unrecorded():
 def test_waiting_for_admission_is_queue_whatever_ran():
     recording = Recording()
     recording.kernel("gemm", 0, 100)
-    split = timeline_of(recording).split(0, 100, queued_until_ns=30)
+    split = timeline_of(recording).split(0, 100, begun_ns=30)
     assert split.leaves == {"compute": 70, "queue": 30}
     assert split.rollup["queue"] == 30
-    assert timeline_of(recording).split(0, 10, queued_until_ns=30).leaves == {"queue": 10}
+    assert timeline_of(recording).split(0, 10, begun_ns=10).leaves == {"queue": 10}
 
 
 def test_what_follows_the_last_op_of_a_window_is_its_tail():

@@ -100,11 +100,9 @@ class Timeline:
         owner[tail] = -1
         return replace(inside, start_ns=starts, end_ns=ends, leaf=leaf, part=part, owner=owner)
 
-    def split(self, start_ns: int, end_ns: int, queued_until_ns: int | None = None) -> Split:
-        """Leaves of [start, end). The part before `queued_until_ns` is `queue` whatever ran."""
-        begun_ns = start_ns
-        if queued_until_ns is not None:
-            begun_ns = min(max(start_ns, queued_until_ns), end_ns)
+    def split(self, start_ns: int, end_ns: int, begun_ns: int | None = None) -> Split:
+        """Leaves of [start, end). The part before `begun_ns` is `queue` whatever ran."""
+        begun_ns = start_ns if begun_ns is None else begun_ns
         pieces = self.clip(begun_ns, end_ns)
         length = pieces.length_ns
         leaves = pieces.by_leaf()

@@ -8,6 +8,7 @@ and every pair agrees in name and bytes: otherwise the stretch stays unmatched, 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,11 @@ class Matched:
         return np.array([synchronises(name) for name in self.names], bool)[self.name]
 
     @property
+    def is_partial(self) -> np.ndarray:
+        """bool [m]: ranks of the group are not among the traces; one of them may come last."""
+        return self.takes_part.sum(1) < self.size
+
+    @property
     def takes_part(self) -> np.ndarray:
         """bool [m, R]."""
         return self.work >= 0
@@ -73,9 +79,9 @@ class _Interner:
     """Numbers for texts, the same on all ranks."""
 
     def __init__(self) -> None:
-        self.number: dict[object, int] = {}
+        self.number: dict[Any, int] = {}
 
-    def all(self, texts: Sequence[object]) -> np.ndarray:
+    def all(self, texts: Sequence[Any]) -> np.ndarray:
         numbers = [self.number.setdefault(text, len(self.number)) for text in texts]
         return np.array(numbers, np.int64)
 
@@ -108,6 +114,8 @@ def match(traces: Sequence[Trace], works: Sequence[Work]) -> Matched:
     keep = ~bad[unit] & (members[group].sum(1) > 1)
     largest = np.maximum.reduceat(rows.num_bytes, np.flatnonzero(first)) if m else first
     sizes = np.maximum.reduceat(rows.size, np.flatnonzero(first)) if m else first
+    listed = np.array([len(ranks) if text else 0 for text, ranks in groups.number] or [0])
+    sizes = np.maximum(sizes, listed[group])
     return Matched(
         work=table[keep],
         name=rows.name[first][keep].astype(np.int32),
@@ -200,13 +208,13 @@ def _sorted(tables: list[_Rows]) -> _Rows:
     return _Rows(**{name: column[order] for name, column in columns.items()})
 
 
-def _members(rows: _Rows, count: int, groups: list[object], traces: Sequence[Trace]) -> np.ndarray:
+def _members(rows: _Rows, count: int, groups: list[Any], traces: Sequence[Trace]) -> np.ndarray:
     """bool [groups, R]: ranks given here that belong to each group: those the recorder lists, else
     those that communicate in it."""
     found = np.zeros((count, len(traces)), bool)
     found[rows.group, rows.rank] = True
     for number, group in enumerate(groups):
-        text, listed = group  # type: ignore[misc]
+        text, listed = group
         if text and listed and found[number].any():
             found[number] = [trace.rank in listed for trace in traces]
     return found

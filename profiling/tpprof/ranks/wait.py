@@ -85,7 +85,8 @@ def divide(matched: Matched, works: Sequence[Work], clocks: Sequence[Clock]) -> 
     never = np.iinfo(np.int64)
     lowest = np.where(part, reference, never.max).min(1, initial=never.max)
     one_clock = (~part | (reference == lowest[:, None])).all(1)
-    row = np.flatnonzero(matched.synchronising & (~part | trusted).all(1) & one_clock)
+    divisible = matched.synchronising & ~matched.is_partial
+    row = np.flatnonzero(divisible & (~part | trusted).all(1) & one_clock)
     part, arrival, end = part[row], arrival[row], end[row]
     aligned = np.stack([c.to_reference(arrival[:, i]) for i, c in enumerate(clocks)], 1)
     latest = np.where(part, aligned, never.min)

@@ -1,0 +1,227 @@
+"""The whole analysis: traces of one run in, one `Report` out.
+
+`prepare` does what does not depend on the question (verdicts, matching, clocks, waits, sweep);
+`analyze` asks for windows and groups and puts the report together.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from tpinfer.config.ceilings import Ceilings
+from tpinfer.config.model import ModelSpec
+from tpprof import intervals
+from tpprof.attribute.coverage import cover
+from tpprof.attribute.findings import RankFindings, prepare_works
+from tpprof.attribute.floors import ops_table
+from tpprof.attribute.grouping import GROUPINGS, group
+from tpprof.attribute.idle import LaunchFloors
+from tpprof.attribute.timeline import add_splits
+from tpprof.attribute.windows import WINDOWS, Stretch, Wanted, wanted_windows
+from tpprof.classify.work import Work, WorkKind
+from tpprof.errors import TraceError
+from tpprof.events import Trace
+from tpprof.ranks.table import estimated_results, matched_results
+from tpprof.results import CollectiveResult, Group, OpResult, Report, Split, Window
+
+MOST_DILATION = 1.05
+"""Recording that slows a run more than this says little about its gaps."""
+
+
+@dataclass(frozen=True)
+class AnalysisOptions:
+    """What is asked, and what kernels are judged by."""
+
+    window: str = "all"
+    """Of WINDOWS."""
+    by: str = ""
+    """Of GROUPINGS; "" for no table."""
+    ceilings: Ceilings | None = None
+    """Of one rank; None takes what the recording brings along."""
+    model: ModelSpec | Path | None = None
+    """Shape of the model, or its config.json, for kernels that carry no shapes."""
+    tp: int | None = None
+    """Tensor-parallel ranks, where the recording does not tell."""
+    manifests: Mapping[int, Path] | None = None
+    """Cost manifest per rank; None looks beside the traces."""
+    dilation: float | None = None
+    """Profiled over unprofiled wall; None looks for `run.json` beside the traces."""
+    floors: LaunchFloors = field(default_factory=LaunchFloors)
+
+
+def analyze(traces: Sequence[Trace], options: AnalysisOptions | None = None) -> Report:
+    """Where the wall of these ranks went.
+
+    Raises TraceError for no traces, two of one rank, or options that do not exist.
+    """
+    options = options or AnalysisOptions()
+    _check_options(options)
+    return report_on(prepare(traces, options), options)
+
+
+def prepare(traces: Sequence[Trace], options: AnalysisOptions | None = None) -> RankFindings:
+    """Judge, match, align and sweep. Raises TraceError as `analyze`."""
+    from tpprof.classify.classify import classify_trace
+
+    options = options or AnalysisOptions()
+    traces = _in_rank_order(traces)
+    works = [classify_trace(trace, options.ceilings, None) for trace in traces]
+    return prepare_works(traces, works, options.floors)
+
+
+def _check_options(options: AnalysisOptions) -> None:
+    if options.window not in WINDOWS:
+        raise TraceError(
+            f"window {options.window!r} does not exist; there are {', '.join(WINDOWS)}"
+        )
+    if options.by and options.by not in GROUPINGS:
+        raise TraceError(
+            f"grouping by {options.by!r} does not exist; there are {', '.join(GROUPINGS)}"
+        )
+
+
+def _in_rank_order(traces: Sequence[Trace]) -> list[Trace]:
+    if not traces:
+        raise TraceError("no traces were given; name the files of one run, one a rank")
+    traces = sorted(traces, key=lambda trace: trace.rank)
+    for one, other in pairwise(traces):
+        if one.rank == other.rank:
+            raise TraceError(
+                f"rank {one.rank} is in {one.source} and in {other.source}; name the files of one "
+                "run, one a rank"
+            )
+    return traces
+
+
+def report_on(found: RankFindings, options: AnalysisOptions) -> Report:
+    """The report about one kind of window."""
+    wanted, told = wanted_windows(options.window, found.hosts, found.clocks)
+    columns = range(len(found.traces))
+    stretches = [[w.by_column[i] for w in wanted if i in w.by_column] for i in columns]
+    windows = [_window(found, one) for one in wanted]
+    splits = _totals(found, windows)
+    chosen = [_in_windows(found.works[i], stretches[i]) for i in columns]
+    shown = splits[0]
+    dilation = found.capture.dilation if options.dilation is None else options.dilation
+    if dilation is not None and dilation > MOST_DILATION:
+        told.append(
+            f"recording made the run {dilation:.2f} times as long: nothing is claimed about gaps"
+        )
+    if not wanted:
+        told.append(f"the recording has no windows of the kind {options.window}")
+    return Report(
+        wall_ns=shown.wall_ns,
+        leaves=shown.leaves,
+        rollup=shown.rollup,
+        ranks=splits,
+        collectives=_collectives(found, chosen),
+        coverage=cover(found.traces, found.works, chosen, _matched_rows(found), splits),
+        clock_alignment={str(clock.rank): clock.alignment() for clock in found.clocks},
+        dilation=dilation,
+        warnings=[*found.warnings, *told],
+        rank_shown=found.traces[0].rank,
+        windows=windows,
+        by=options.by,
+        groups=_groups(found, options.by, wanted) if options.by else [],
+        ops=_ops(found, chosen),
+        ceilings=_describe_ceilings(options.ceilings),
+        sources=[trace.source for trace in found.traces],
+    )
+
+
+def _window(found: RankFindings, wanted: Wanted) -> Window:
+    splits = [
+        found.timelines[i].split(one.start_ns, one.end_ns, one.begun_ns)
+        for i, one in wanted.by_column.items()
+    ]
+    first = min(wanted.by_column)
+    edges = np.array([wanted.by_column[first].start_ns, wanted.by_column[first].end_ns])
+    if first and found.clocks[first].accepted:
+        edges = found.clocks[first].to_reference(edges)
+    return Window(wanted.label, int(edges[0]), int(edges[1]), splits)
+
+
+def _totals(found: RankFindings, windows: Sequence[Window]) -> list[Split]:
+    """Per rank the sum of its windows."""
+    by_rank: dict[int, list[Split]] = {trace.rank: [] for trace in found.traces}
+    for window in windows:
+        for split in window.ranks:
+            by_rank[split.rank].append(split)
+    nothing = [timeline.split(0, 0) for timeline in found.timelines]
+    return [
+        add_splits(splits) if splits else none
+        for splits, none in zip(by_rank.values(), nothing, strict=True)
+    ]
+
+
+def _in_windows(work: Work, stretches: Sequence[Stretch]) -> np.ndarray:
+    """Rows of the Work that started inside any of the stretches."""
+    union = intervals.merge(
+        np.array([one.start_ns for one in stretches], np.int64),
+        np.array([one.end_ns for one in stretches], np.int64),
+    )
+    return np.flatnonzero(intervals.locate(*union, work.start_ns) >= 0)
+
+
+def _matched_rows(found: RankFindings) -> list[np.ndarray]:
+    if found.is_estimated:
+        return [np.zeros(len(work), bool) for work in found.works]
+    return [one.known for one in found.ready]
+
+
+def _collectives(found: RankFindings, chosen: Sequence[np.ndarray]) -> list[CollectiveResult]:
+    if found.is_estimated:
+        comm = np.isin(found.works[0].kind[chosen[0]], (WorkKind.COMM, WorkKind.FUSED_COMM))
+        return estimated_results(found.traces[0], found.works[0], found.ready[0], chosen[0][comm])
+    inside = np.zeros(len(found.waits.row), bool)
+    for i, rows in enumerate(chosen):
+        entry = found.matched.work[found.waits.row, i]
+        inside |= np.isin(entry, rows) & (entry >= 0)
+    return matched_results(
+        found.matched, found.waits, inside, found.traces, found.works, found.clocks
+    )
+
+
+def _groups(found: RankFindings, by: str, wanted: Sequence[Wanted]) -> list[Group]:
+    groups: list[Group] = []
+    for i, (trace, work, host) in enumerate(
+        zip(found.traces, found.works, found.hosts, strict=True)
+    ):
+        windows = []
+        for one in wanted:
+            if i in one.by_column:
+                stretch = one.by_column[i]
+                begun = stretch.begun_ns
+                pieces = found.timelines[i].clip(begun, stretch.end_ns)
+                wall = stretch.end_ns - stretch.start_ns
+                windows.append((pieces, wall, begun - stretch.start_ns))
+        groups += group(by, trace, work, host.steps, windows)
+    return groups
+
+
+def _ops(found: RankFindings, chosen: Sequence[np.ndarray]) -> list[OpResult]:
+    rows = zip(found.traces, found.works, chosen, strict=True)
+    return [op for trace, work, mine in rows for op in ops_table(trace, work, mine)]
+
+
+def _describe_ceilings(ceilings: Ceilings | None) -> dict[str, object]:
+    if ceilings is None:
+        return {}
+    return {
+        "memory": [
+            {
+                "name": level.name,
+                "capacity_bytes": level.capacity_bytes,
+                "bytes_per_s": level.bytes_per_s,
+            }
+            for level in ceilings.memory
+        ],
+        "flops_per_s": {dtype.value: rate for dtype, rate in ceilings.flops_per_s.items()},
+        "kernel_floor_s": ceilings.kernel_floor_s,
+        "collective_latency_s": ceilings.collective_latency_s,
+        "collective_bytes_per_s": ceilings.collective_bytes_per_s,
+        "origin": ceilings.origin,
+    }

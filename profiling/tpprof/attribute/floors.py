@@ -1,0 +1,62 @@
+"""Kernel time of each op against the least that the ceilings allow: floor + lost = time."""
+
+import numpy as np
+
+from tpprof.classify.work import Work, WorkKind
+from tpprof.events import Trace
+from tpprof.results import LEAVES, OpResult
+
+_BOUNDS = ("compute", "memory", "balanced", "latency", "communication", "unmodelled")
+
+
+def ops_table(trace: Trace, work: Work, chosen: np.ndarray) -> list[OpResult]:
+    """One row per op id, or kernel name where there is none, of the chosen rows of the Work; most
+    time first. Whole kernels count, also what other kernels hide of them."""
+    if not len(chosen):
+        return []
+    has_key = work.key[chosen] >= 0
+    label = np.where(has_key, work.key[chosen], len(work.keys) + trace.name[work.row[chosen]])
+    labels, slot = np.unique(label, return_inverse=True)
+    length = work.end_ns[chosen] - work.start_ns[chosen]
+
+    def total(values: np.ndarray) -> np.ndarray:
+        sums = np.zeros(len(labels), np.int64)
+        np.add.at(sums, slot, values)
+        return sums
+
+    by_bound = np.zeros((len(labels), len(_BOUNDS)), np.int64)
+    np.add.at(by_bound, (slot, _bound(work)[chosen]), length)
+    time, floor = total(length), total(work.floor_ns[chosen])
+    count, flops = total(np.ones_like(length)), total(np.maximum(work.flops[chosen], 0))
+    moved = total(np.maximum(work.num_bytes[chosen], 0))
+    vector = {name: total(column[chosen]) for name, column in work.ceilings_ns.items()}
+    found = [
+        OpResult(
+            key=work.keys[number] if number < len(work.keys)
+            else trace.strings[number - len(work.keys)],
+            rank=trace.rank,
+            time_ns=int(time[i]),
+            floor_ns=int(floor[i]),
+            lost_ns=int(time[i] - floor[i]),
+            bound=_BOUNDS[int(by_bound[i].argmax())],
+            count=int(count[i]),
+            flops=int(flops[i]),
+            bytes=int(moved[i]),
+            ceilings_ns={name: int(column[i]) for name, column in vector.items()},
+        )
+        for i, number in enumerate(labels.tolist())
+    ]  # fmt: skip
+    return sorted(found, key=lambda op: (-op.time_ns, op.key))
+
+
+def _bound(work: Work) -> np.ndarray:
+    """int8 [n], index into _BOUNDS."""
+    bound = np.full(len(work), _BOUNDS.index("unmodelled"), np.int8)
+    for leaf in ("compute", "memory", "latency"):
+        bound[work.leaf == LEAVES.index(leaf)] = _BOUNDS.index(leaf)
+    near = np.isin(bound, (_BOUNDS.index("compute"), _BOUNDS.index("memory")))
+    bound[work.balanced & near] = _BOUNDS.index("balanced")
+    bound[work.kind == WorkKind.COPY] = _BOUNDS.index("memory")
+    comm = np.isin(work.kind, (WorkKind.COMM, WorkKind.FUSED_COMM))
+    bound[comm] = _BOUNDS.index("communication")
+    return bound

@@ -1,0 +1,194 @@
+"""Which wall intervals are asked about, from host boundaries, on every rank's own clock.
+
+`all`: from the first step's start to the last one's end, else all that host rows span. `steps`:
+each step; where an engine queues work ahead of the device (the work of most steps ends after their
+annotation), from token-ready to token-ready, which tiles the time. `ttft` and `itl`: each request
+by its own marks; without such marks the prefill and the decode steps, from token-ready to
+token-ready. Never from the first kernel to the last.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+
+from tpprof.attribute.steps import RequestTimes, Step, find_requests, find_steps, token_ready
+from tpprof.classify.work import Work
+from tpprof.events import Trace
+from tpprof.ranks.clock import Clock
+
+WINDOWS = ("all", "steps", "ttft", "itl")
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """One window on one rank, on its clock."""
+
+    start_ns: int
+    end_ns: int
+    queued_until_ns: int | None = None
+
+    @property
+    def begun_ns(self) -> int:
+        """Where work on it could begin: what lies before is `queue`."""
+        if self.queued_until_ns is None:
+            return self.start_ns
+        return min(max(self.start_ns, self.queued_until_ns), self.end_ns)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One window on the ranks that have it."""
+
+    label: str
+    by_column: dict[int, Stretch]
+    """By place of the rank's trace."""
+
+
+@dataclass(frozen=True)
+class HostTimes:
+    """What the host of one rank says of time."""
+
+    trace: Trace
+    steps: list[Step]
+    tiles: list[tuple[int, int]]
+    """Per step, from token-ready to token-ready; the first begins with its annotation."""
+    runs_ahead: bool
+    """The device runs behind the host: work of most steps ends after their annotation."""
+    requests: list[RequestTimes]
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def span(self) -> Stretch:
+        """The window `all`."""
+        if self.steps:
+            end_ns = self.tiles[-1][1] if self.runs_ahead else self.steps[-1].end_ns
+            return Stretch(self.steps[0].start_ns, end_ns)
+        trace = self.trace
+        host = ~trace.is_device() & np.array(
+            [not trace.lanes[lane].is_device for lane in trace.lane.tolist()], bool
+        )
+        rows = host if host.any() else np.ones(len(trace), bool)
+        if not rows.any():
+            return Stretch(0, 0)
+        return Stretch(int(trace.start_ns[rows].min()), int(trace.end_ns[rows].max()))
+
+
+def host_times(trace: Trace, work: Work) -> HostTimes:
+    """Steps, token-ready boundaries and requests of one rank."""
+    steps = find_steps(trace)
+    ready = token_ready(trace, work, steps)
+    begin = [step.start_ns for step in steps[:1]] + ready[:-1]
+    tiles = [(min(a, b), b) for a, b in zip(begin, ready, strict=True)]
+    warnings = []
+    if not steps and len(trace) and trace.is_device().all():
+        warnings.append(
+            f"rank {trace.rank} recorded no host rows: its window runs from the first device row "
+            "to the last; record the host too"
+        )
+    return HostTimes(trace, steps, tiles, _runs_ahead(work, steps), find_requests(trace), warnings)
+
+
+def _runs_ahead(work: Work, steps: list[Step]) -> bool:
+    if work.is_cpu or not steps:
+        return False
+    order = np.argsort([step.number for step in steps])
+    numbers = np.array([step.number for step in steps])[order]
+    place = np.clip(np.searchsorted(numbers, work.step), 0, len(numbers) - 1)
+    mine = np.flatnonzero(numbers[place] == work.step)
+    if not len(mine):
+        return False
+    last = np.full(len(steps), np.iinfo(np.int64).min)
+    np.maximum.at(last, order[place[mine]], work.end_ns[mine])
+    has_work = last > np.iinfo(np.int64).min
+    ends = np.array([step.end_ns for step in steps])
+    return 2 * int((last > ends)[has_work].sum()) > int(has_work.sum())
+
+
+def wanted_windows(
+    kind: str, hosts: Sequence[HostTimes], clocks: Sequence[Clock]
+) -> tuple[list[Wanted], list[str]]:
+    """The windows of one kind of WINDOWS, and what could not be had."""
+    shown = min(range(len(hosts)), key=lambda column: hosts[column].trace.rank)
+    if kind == "all":
+        return [Wanted("all", {i: host.span for i, host in enumerate(hosts)})], []
+    if kind == "steps":
+        return _of_steps(hosts, lambda _: True, "{}")
+    requests = hosts[shown].requests
+    asked = [one for times in requests for one in _of_request(kind, times)]
+    if asked:
+        return [_on_all(*one, shown, hosts, clocks) for one in asked], _untold(
+            kind, requests, clocks
+        )
+    phases = ("prefill", "mixed") if kind == "ttft" else ("decode",)
+    return _of_steps(hosts, lambda step: step.phase in phases, kind + " {}", tiled=True)
+
+
+def _of_steps(
+    hosts: Sequence[HostTimes],
+    chosen: Callable[[Step], bool],
+    label: str,
+    tiled: bool = False,
+) -> tuple[list[Wanted], list[str]]:
+    found: dict[int, Wanted] = {}
+    for column, host in enumerate(hosts):
+        for step, tile in zip(host.steps, host.tiles, strict=True):
+            if chosen(step):
+                wanted = found.setdefault(step.number, Wanted(label.format(step.label), {}))
+                begin, end = tile if tiled or host.runs_ahead else (step.start_ns, step.end_ns)
+                wanted.by_column[column] = Stretch(begin, end)
+    partial = sum(len(wanted.by_column) < len(hosts) for wanted in found.values())
+    told = []
+    if partial:
+        told.append(f"{partial} of {len(found)} steps are not in the recording of every rank")
+    return [found[number] for number in sorted(found)], told
+
+
+def _of_request(kind: str, times: RequestTimes) -> list[tuple[str, Stretch]]:
+    """Label and stretch, on the clock of the rank that serves it, of each window it has."""
+    name = f"{kind} request {times.request}"
+    if kind == "itl":
+        return [
+            (f"{name} token {times.first_index + place}", Stretch(a, b))
+            for place, (a, b) in enumerate(pairwise(times.tokens_ns), 1)
+        ]
+    if times.accepted_ns is None or times.first_index or not times.tokens_ns:
+        return []
+    end = max(times.accepted_ns, times.tokens_ns[0])
+    return [(name, Stretch(times.accepted_ns, end, times.admitted_ns))]
+
+
+def _on_all(
+    label: str,
+    stretch: Stretch,
+    shown: int,
+    hosts: Sequence[HostTimes],
+    clocks: Sequence[Clock],
+) -> Wanted:
+    """The same moments on every rank whose clock is known."""
+    moments = np.array([stretch.start_ns, stretch.begun_ns, stretch.end_ns])
+    by_column = {}
+    for column in range(len(hosts)):
+        if column == shown:
+            by_column[column] = stretch
+        elif clocks[column].accepted:
+            local = clocks[column].from_reference(clocks[shown].to_reference(moments))
+            start, begun, end = np.maximum.accumulate(local).tolist()
+            by_column[column] = Stretch(start, end, begun)
+    return Wanted(label, by_column)
+
+
+def _untold(kind: str, requests: list[RequestTimes], clocks: Sequence[Clock]) -> list[str]:
+    told = []
+    lacking = sum(not _of_request(kind, times) for times in requests)
+    if lacking:
+        what = "accepted and given a first token" if kind == "ttft" else "given two tokens"
+        told.append(f"{lacking} of {len(requests)} requests were not {what} while recording ran")
+    apart = [str(clock.rank) for clock in clocks if not clock.accepted]
+    if apart:
+        told.append(
+            f"windows of requests leave out rank {', '.join(apart)}: "
+            "no accepted clock says where they lie there"
+        )
+    return told

@@ -1,0 +1,54 @@
+"""What a recording run wrote beside its traces: `run.json` and the hosts' clocks.
+
+Files that are missing or damaged say nothing; they are no reason to refuse a trace.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+_MOST_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """What is known of the run as a whole."""
+
+    dilation: float | None = None
+    """Profiled over unprofiled wall."""
+    shared_clocks: tuple[frozenset[int], ...] = ()
+    """Ranks of one host each: their host rows read one clock."""
+
+
+class _Run(msgspec.Struct):
+    dilation: float | None = None
+
+
+class _HostClock(msgspec.Struct):
+    ranks: list[int]
+
+
+def read_capture(sources: Iterable[str]) -> Capture:
+    """Look beside the traces of a run."""
+    folders = {Path(source).parent for source in sources if source}
+    dilation, clocks = None, []
+    for folder in sorted(folders):
+        run = _read(folder / "run.json", _Run)
+        if run is not None and run.dilation is not None and run.dilation > 0:
+            dilation = run.dilation
+        for path in sorted(folder.glob("clock-*.json")) if folder.is_dir() else []:
+            host = _read(path, _HostClock)
+            if host is not None:
+                clocks.append(frozenset(host.ranks))
+    return Capture(dilation, tuple(clocks))
+
+
+def _read(path: Path, kind: type) -> _Run | _HostClock | None:
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            return None
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.MsgspecError):
+        return None
