@@ -47,8 +47,8 @@ class Recipe:
 
 
 RECIPES = {
-    "story": Recipe(192, 6, 6, 3, 512, 1500, 3e-3),
-    "story-draft": Recipe(96, 3, 3, 3, 256, 1200, 5e-3),
+    "story": Recipe(192, 6, 6, 3, 512, 2000, 3e-3),
+    "story-draft": Recipe(96, 3, 3, 3, 256, 1600, 5e-3),
 }
 BATCH, LENGTH, WARMUP = 12, 208, 100
 IGNORED = -100
