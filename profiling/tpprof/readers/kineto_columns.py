@@ -39,6 +39,8 @@ KINDS = {
 """Categories in lower case, with those of Kineto's first years."""
 IGNORED = {"ac2g", "fwdbwd", "async_cpu_to_gpu", "trace", "cuda_event", "external_correlation"}
 """Categories that say nothing here: arrows, whose ids stand on the rows too, and the window."""
+WITHOUT_LENGTH = frozenset("sftiIMCnNODPRcabe")
+"""Phases of events that are no interval by themselves."""
 
 _NO_ARGUMENTS = Arguments()
 _ON_DEVICE = {Kind.KERNEL, Kind.COPY, Kind.MEMSET, Kind.DEVICE_RANGE, Kind.SYNC}
@@ -101,6 +103,8 @@ class Columns:
         for event in events:
             if event.ph == "X":
                 buckets[event.cat].append(event)
+            elif event.ph not in WITHOUT_LENGTH:
+                self.unknown[f"ph {event.ph}"] += 1
         for category, bucket in buckets.items():
             name = (category or "").lower()
             kind = KINDS.get(name)

@@ -13,6 +13,7 @@ import re
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -219,7 +220,12 @@ class EventStream:
                 if not block.startswith(_GZIP):
                     return unpacker  # padding after the last member
                 unpacker = zlib.decompressobj(31)
-            piece = unpacker.decompress(block, self._block_bytes)
+            before = unpacker.copy()
+            try:
+                piece = unpacker.decompress(block, self._block_bytes)
+            except zlib.error:
+                yield from _sound_part(before, block)
+                raise
             block = unpacker.unconsumed_tail or unpacker.unused_data
             if piece:
                 yield piece
@@ -394,6 +400,13 @@ def attempts(piece: bytes, thorough: bool = False) -> Iterator[bytes]:
         yield _NON_FINITE_ANYWHERE.sub(
             lambda match: match[0] if match[0].startswith(b'"') else b"null", mended
         )
+
+
+def _sound_part(unpacker: Any, block: bytes) -> Iterator[bytes]:
+    """What a damaged block unpacks to before the damage, which would be thrown away with it."""
+    with suppress(zlib.error):
+        for begin in range(0, len(block), 64):
+            yield unpacker.decompress(block[begin : begin + 64])
 
 
 def _has_long_floats(events: list[Event]) -> bool:

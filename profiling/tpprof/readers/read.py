@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice, pairwise
 from pathlib import Path
 
 from ..errors import TraceError
@@ -47,7 +48,7 @@ def _numbered(traces: list[Trace], warnings: list[str]) -> list[Trace]:
 
 
 def _refuse_twins(traces: list[Trace]) -> None:
-    for one, other in zip(traces, traces[1:], strict=False):
+    for one, other in pairwise(traces):
         if one.rank == other.rank:
             raise TraceError(
                 f"rank {one.rank} is in {one.source} and in {other.source}; name the files of one "
@@ -59,7 +60,8 @@ def _missing(traces: list[Trace]) -> list[str]:
     """What is missing of the world that the files tell, or between the ranks that are there."""
     ranks = {trace.rank for trace in traces}
     world = max(max(trace.world_size for trace in traces), max(ranks) + 1)
-    missing = [rank for rank in range(world) if rank not in ranks]
+    # A damaged file may announce any world: look no further than what is shown.
+    missing = list(islice((rank for rank in range(world) if rank not in ranks), 9))
     if not missing:
         return []
     listed = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
