@@ -306,12 +306,23 @@ def test_sweep_takes_what_nobody_owns(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / f"tpinfer-{gone}-run-b-rendezvous").mkdir()
     (tmp_path / f"tpinfer-{gone}-run-b-rendezvous" / "store").touch()
+    deepspeed = f"deepspeed_allreduce_buffer_0_tpinfer-{gone}-run-a-g0_0_1"
+    (tmp_path / deepspeed).touch()
+    (tmp_path / "deepspeed_allreduce_buffer_0_127.0.0.1_29500_0").touch()
     reused = tmp_path / f"tpinfer-{os.getpid()}-old"
     reused.touch()
     os.utime(reused, (1.0, 1.0))
     names = sorted(path.name for path in sweep_stale(tmp_path))
     assert names == sorted(
-        [f"tpinfer-{gone}-run-a-plans", f"tpinfer-{gone}-run-b-rendezvous", reused.name]
+        [
+            deepspeed,
+            f"tpinfer-{gone}-run-a-plans",
+            f"tpinfer-{gone}-run-b-rendezvous",
+            reused.name,
+        ]
     )
-    assert [p.name for p in remove_run("run-a", tmp_path)] == [f"tpinfer-{os.getpid()}-run-a-plans"]
-    assert [path.name for path in tmp_path.iterdir()] == ["other-1-x"]
+    (tmp_path / deepspeed).touch()
+    mine = f"tpinfer-{os.getpid()}-run-a-plans"
+    assert sorted(p.name for p in remove_run("run-a", tmp_path)) == [deepspeed, mine]
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["deepspeed_allreduce_buffer_0_127.0.0.1_29500_0", "other-1-x"]

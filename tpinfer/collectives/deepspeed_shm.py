@@ -7,6 +7,7 @@ serves the world group alone, returns silently un-reduced for other dtypes, and 
 """
 
 import importlib.util
+import os
 from collections.abc import Callable, Iterable
 from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
@@ -17,7 +18,7 @@ from tpinfer.collectives.gathered import GatheredGroup
 from tpinfer.collectives.group import Group
 from tpinfer.config.environment import export_variables, read_environment
 from tpinfer.config.errors import RankError
-from tpinfer.steps.segment import SHM_DIRECTORY
+from tpinfer.steps.segment import DEEPSPEED_PREFIX, PREFIX, SHM_DIRECTORY
 
 MODULE = "deepspeed_shm_comm"
 SEGMENT_BYTES = 70_000_000
@@ -61,10 +62,12 @@ class DeepSpeedGroup(GatheredGroup):
         segments."""
         super().__init__(ring.rank, ring.size)
         self._ring = ring
-        # Its segments are named after these three; the run id keeps two runs apart.
-        export_variables(
-            {"LOCAL_SIZE": str(ring.size), "MASTER_ADDR": f"tpinfer-{run_id}", "MASTER_PORT": "0"}
-        )
+        # Its segments are named after these three: the run id keeps two runs apart, and rank 0's
+        # process id tells a later run that nobody needs what a killed one left.
+        maker = torch.tensor([os.getpid()])
+        ring.broadcast(maker, 0)
+        named = f"{PREFIX}{int(maker)}-{run_id}"
+        export_variables({"LOCAL_SIZE": str(ring.size), "MASTER_ADDR": named, "MASTER_PORT": "0"})
         loader = ExtensionFileLoader(MODULE, str(library))
         spec = importlib.util.spec_from_loader(MODULE, loader)
         if spec is None:
@@ -74,9 +77,7 @@ class DeepSpeedGroup(GatheredGroup):
         ring.barrier()
         module.initialize(ring.size, ring.rank)
         ring.barrier()  # everybody has mapped everybody: the names can go
-        for path in SHM_DIRECTORY.glob(
-            f"deepspeed_allreduce_buffer_*_tpinfer-{run_id}_0_{ring.rank}"
-        ):
+        for path in SHM_DIRECTORY.glob(f"{DEEPSPEED_PREFIX}*_{named}_0_{ring.rank}"):
             path.unlink(missing_ok=True)
         self._reduce: Callable[[torch.Tensor], torch.Tensor] = (
             torch.ops.deepspeed.inference_all_reduce_.default

@@ -1,4 +1,6 @@
-"""Remove what dead runs left in /dev/shm. Touches only files called `tpinfer-...` of this user."""
+"""Remove what dead runs left in /dev/shm. Touches only files of this user called `tpinfer-...`, and
+DeepSpeed's that carry such a name behind its own.
+"""
 
 import fcntl
 import os
@@ -7,7 +9,7 @@ import time
 from pathlib import Path
 
 from tpinfer.steps.liveness import process_start_ticks
-from tpinfer.steps.segment import PREFIX, SHM_DIRECTORY
+from tpinfer.steps.segment import DEEPSPEED_PREFIX, PREFIX, SHM_DIRECTORY
 
 _CLOCK_SLACK_S = 2.0
 
@@ -21,8 +23,8 @@ def sweep_stale(directory: Path = SHM_DIRECTORY) -> list[Path]:
     shares /dev/shm.
     """
     removed = []
-    for path in sorted(directory.glob(f"{PREFIX}*")):
-        pid = path.name.removeprefix(PREFIX).partition("-")[0]
+    for path in sorted(_named(directory, f"{PREFIX}*")):
+        pid = path.name[path.name.index(PREFIX) + len(PREFIX) :].partition("-")[0]
         if pid.isdecimal() and _is_orphan(path, int(pid)) and _remove(path):
             removed.append(path)
     return removed
@@ -32,8 +34,12 @@ def remove_run(run_id: str, directory: Path = SHM_DIRECTORY) -> list[Path]:
     """Remove everything of the run `run_id`, all of whose ranks must have ended; returns what was
     removed.
     """
-    paths = sorted(directory.glob(f"{PREFIX}*-{run_id}-*"))
+    paths = sorted(_named(directory, f"{PREFIX}*-{run_id}-*"))
     return [path for path in paths if _remove(path)]
+
+
+def _named(directory: Path, pattern: str) -> list[Path]:
+    return [*directory.glob(pattern), *directory.glob(f"{DEEPSPEED_PREFIX}*_{pattern}")]
 
 
 def _is_orphan(path: Path, pid: int) -> bool:

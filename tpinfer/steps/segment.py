@@ -27,6 +27,8 @@ KEEPS_STORE_ORDER = platform.machine() in ("x86_64", "AMD64", "i686")
 """Whether this machine's stores become visible in program order without help."""
 PREFIX = "tpinfer-"
 """What every file of this project in /dev/shm starts with."""
+DEEPSPEED_PREFIX = "deepspeed_allreduce_buffer_"
+"""What DeepSpeed's library puts in front, with a user id, of names that go on with PREFIX."""
 
 _SPIN_NS, _YIELD_NS = 5_000, 20_000_000
 _SLEEP_S, _POLL_NS, _LIVENESS_NS = 100e-6, 1_000_000, 50_000_000
