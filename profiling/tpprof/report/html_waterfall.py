@@ -13,7 +13,6 @@ _COLOURS = {
     "thin_gemms": "compute",
     "unmodelled": "unmodelled",
     "kernel_gaps": "small_kernels",
-    "copies": "memory",
     "transfer": "communication",
     "unsplit": "communication",
     "wait": "wait",

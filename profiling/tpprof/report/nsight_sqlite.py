@@ -72,6 +72,7 @@ _STREAM_WAIT = 2
 _COPIES = {1: "hto?d|host-to-device", 2: "dto?h|device-to-host", 8: "dtod|device-to-device"}
 _COPIES |= {10: "ptop|peer-to-peer"}
 """Number of a copy's direction -> how recorders spell it."""
+_MEMORIES = {"Pageable": 0, "Pinned": 1, "Device": 2, "Array": 3, "Managed": 4, "Unknown": 7}
 _ENUMS = {
     "ENUM_NSYS_EVENT_TYPE": [
         (59, "NvtxPushPopRange", "NvtxPushPopRange"),
@@ -85,7 +86,9 @@ _ENUMS = {
         (8, "CUDA_MEMCPY_KIND_DTOD", "Device-to-Device"),
         (10, "CUDA_MEMCPY_KIND_PTOP", "Peer-to-Peer"),
     ],
-    "ENUM_CUDA_MEM_KIND": [(7, "CUDA_MEMOPR_MEMORY_KIND_UNKNOWN", "Unknown")],
+    "ENUM_CUDA_MEM_KIND": [
+        (i, f"CUDA_MEMOPR_MEMORY_KIND_{label.upper()}", label) for label, i in _MEMORIES.items()
+    ],
 }
 
 
@@ -230,7 +233,7 @@ class _Writer:
     def _copies(self) -> list[tuple[object, ...]]:
         trace = self._trace
         rows = trace.rows_of(Kind.COPY)
-        kinds = [_copy_kind(text) for text in trace.strings]
+        kinds = [_copy_kinds(text) for text in trace.strings]
         columns = (trace.name[rows], np.maximum(trace.num_bytes[rows], 0), trace.node[rows])
         each = zip(
             self._times(rows),
@@ -239,7 +242,7 @@ class _Writer:
             strict=True,
         )
         return [
-            (*times, *device, size, kinds[name], 7, 7, None if node == NONE else node)
+            (*times, *device, size, *kinds[name], None if node == NONE else node)
             for times, device, name, size, node in each
         ]
 
@@ -307,6 +310,10 @@ class _Writer:
         return [self._global_pid | tids[lane] for lane in self._trace.lane[rows].tolist()]
 
 
-def _copy_kind(text: str) -> int:
+def _copy_kinds(text: str) -> tuple[int, int, int]:
+    """copyKind, srcKind and dstKind of `Memcpy DtoH (Device -> Pinned)` and its like."""
     lower = text.lower()
-    return next((kind for kind, spelled in _COPIES.items() if re.search(spelled, lower)), 0)
+    kind = next((kind for kind, spelled in _COPIES.items() if re.search(spelled, lower)), 0)
+    ends = re.search(r"\((\w+) -> (\w+)\)", text)
+    source, target = (_MEMORIES.get(ends[i], 7) if ends else 7 for i in (1, 2))
+    return kind, source, target

@@ -27,7 +27,6 @@ FIXES = {
     "thin_gemms": "use kernels for thin shapes, fuse neighbours, or give them larger batches",
     "unmodelled": "price these kernels: --model config.json --tp N, or record with shapes",
     "kernel_gaps": "fewer and larger kernels; programmatic dependent launch",
-    "copies": "keep tensors where they are used; copy beside compute",
     "transfer": "faster collective for these sizes, fewer bytes, or hide it under compute",
     "unsplit": "pass the traces of all ranks of that run",
     "wait": "make that rank arrive with the others",
@@ -42,7 +41,6 @@ _TITLES = {
     "thin_gemms": "thin GEMMs",
     "unmodelled": "kernels without a model",
     "kernel_gaps": "gaps and overlap of kernels",
-    "copies": "copies",
     "transfer": "transfer",
     "unsplit": "communication, not split",
     "wait": "wait",
@@ -52,7 +50,7 @@ _TITLES = {
 }
 _ALWAYS = ("unsharded", "thin_gemms", "transfer", "wait", "host")
 """Kinds shown even where they are zero."""
-_KERNELS = ("compute", "memory", "latency", "unmodelled", "graph_gap")
+_KERNELS = ("compute", "memory", "copy", "latency", "unmodelled", "graph_gap")
 _HOST = tuple(leaf for leaf in ROLLUP["host"] if leaf != "unrecorded")
 _MOST_CAUSES, _MOST_NAMED = 3, 3
 
@@ -137,7 +135,6 @@ def _waterfall(smallest_tp: int, smallest: Report, tp: int, report: Report) -> W
 
     bars = _kernel_bars(smallest, report, share, growth(*_KERNELS))
     bars += [
-        _bar("copies", growth("copy")),
         _bar("transfer", growth("comm_transfer", "fused_comm"), _collectives_named(report)),
         _bar("unsplit", growth("comm_unsplit")),
         *_wait_bars(report, growth("comm_wait")),

@@ -13,11 +13,9 @@ import numpy as np
 
 from tpinfer.config.errors import ConfigError
 from tpprof import intervals
-from tpprof.attribute.timeline import LEAF, Timeline
-from tpprof.classify.work import Work
+from tpprof.attribute.findings import RankFindings
+from tpprof.attribute.timeline import LEAF
 from tpprof.events import Kind, Trace
-from tpprof.ranks.clock import Clock
-from tpprof.ranks.match import Matched
 from tpprof.ranks.wait import arrivals, columns_of
 from tpprof.report.replay import (
     Meetings,
@@ -32,20 +30,6 @@ from tpprof.results import LEAVES, ROLLUP
 PLAN_WAIT = "tpinfer.host plan_wait"
 _STEP = re.compile(r"tpinfer\.step id=(\d+)")
 _MOST_PARTS = 3
-
-
-@dataclass(frozen=True)
-class RanksRun:
-    """What the rooms below know of one run; sequences go by rank, lowest first."""
-
-    traces: Sequence[Trace]
-    works: Sequence[Work]
-    matched: Matched
-    clocks: Sequence[Clock]
-    timelines: Sequence[Timeline]
-    spans_ns: Sequence[tuple[int, int]]
-    """Per rank what is replayed, on its own clock."""
-    num_steps: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +60,7 @@ class Answer:
 class WhatIf:
     """One run, ready to be asked."""
 
-    def __init__(self, run: RanksRun) -> None:
+    def __init__(self, run: RankFindings) -> None:
         self._run = run
         self._meetings, self._floors, dropped = _meetings(run)
         self._shown = 0
@@ -193,7 +177,7 @@ class WhatIf:
         return cut
 
 
-def _meetings(run: RanksRun) -> tuple[Meetings, np.ndarray, int]:
+def _meetings(run: RankFindings) -> tuple[Meetings, np.ndarray, int]:
     """The meetings inside the spans on the reference clock; int64 [C] the least transfer of each;
     and how many matched collectives could not be used."""
     start, end = (
@@ -217,14 +201,14 @@ def _meetings(run: RanksRun) -> tuple[Meetings, np.ndarray, int]:
     order = np.argsort(np.where(source, arrive, never).max(1, initial=never), kind="stable")
     order = order[usable[order]]
     found = Meetings(start, end, arrive[order], leave[order], part[order], source[order])
-    return found, floor[order], int((~usable).sum())
+    return found, floor[order], int((~usable[: len(tables[0][0])]).sum())
 
 
 _Table = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """arrive, leave, takes_part, is_source, floor."""
 
 
-def _collectives(run: RanksRun) -> _Table:
+def _collectives(run: RankFindings) -> _Table:
     matched = run.matched
     rows = np.flatnonzero(matched.synchronising) if len(matched) else np.empty(0, np.int64)
     arrive, leave = (
@@ -239,7 +223,7 @@ def _collectives(run: RanksRun) -> _Table:
     return arrive[rows], leave[rows], part, part, floor[rows]
 
 
-def _plans(run: RanksRun) -> _Table:
+def _plans(run: RankFindings) -> _Table:
     """Step plans: rank 0 sends, at the earliest moment anybody had it; the others waited for it."""
     num_ranks = len(run.traces)
     waits: dict[int, dict[int, tuple[int, int]]] = {}
@@ -276,11 +260,11 @@ def _plan_waits(trace: Trace) -> list[tuple[int, int, int]]:
     ]
 
 
-def _doubts(run: RanksRun, dropped: int, used: int) -> list[str]:
+def _doubts(run: RankFindings, dropped: int, used: int) -> list[str]:
     doubts = []
     if dropped:
         doubts.append(
-            f"{dropped} of {dropped + used} meetings lie outside the recording of a rank or on a "
+            f"{dropped} of {dropped + used} collectives lie outside the recording of a rank or on a "
             "clock that could not be aligned: they stay as they were"
         )
     if len(run.traces) == 1:
