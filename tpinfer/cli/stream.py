@@ -1,6 +1,7 @@
 """What a person sees while a run goes on: progress of loading, then text as it comes."""
 
 import os
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
@@ -35,12 +36,12 @@ class Progress:
         self._phase = ""
 
     def show(self, text: str) -> None:
-        """Say what goes on now. The first two words name the phase."""
+        """Say what goes on now. The words before the first number name the phase."""
         if self._is_terminal:
             self._out.write(f"\r\x1b[K{text}")
             self._out.flush()
             return
-        phase = " ".join(text.split()[:2])
+        phase = re.split(r"\s*\d", text, maxsplit=1)[0]
         if phase != self._phase:
             self._phase = phase
             print(f"{phase} ...", file=self._out, flush=True)
