@@ -56,6 +56,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Record, clean, and say what came of it."""
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    script = _script_at(command)
+    if script and not Path(command[script]).is_file():
+        raise TraceError(f"{command[script]} does not exist; name the script to be recorded")
     out = _directory(args.out)
     code, recorded = _run(command, out, "record")
     if not recorded:
@@ -78,9 +81,9 @@ def run(args: argparse.Namespace) -> int:
 
 def with_runner(command: Sequence[str], runner: Sequence[str]) -> list[str]:
     """The command with `runner` before its script or -m MODULE. Raises TraceError without one."""
-    for i, word in enumerate(command):
-        if i and word.endswith(".py"):
-            return [*command[:i], *runner, *command[i:]]
+    script = _script_at(command)
+    if script:
+        return [*command[:script], *runner, *command[script:]]
     first = 3 if list(command[1:3]) == ["-m", "torch.distributed.run"] else 1
     if "-m" in command[first:]:
         i = command.index("-m", first)
@@ -89,6 +92,11 @@ def with_runner(command: Sequence[str], runner: Sequence[str]) -> list[str]:
         f"{' '.join(command) or 'nothing'!r} runs no Python script; write -- python script.py, "
         "-- torchrun ... script.py or -- python -m MODULE"
     )
+
+
+def _script_at(command: Sequence[str]) -> int:
+    """Place of the script in a command; 0 where it has none."""
+    return next((i for i, word in enumerate(command) if i and word.endswith(".py")), 0)
 
 
 def clean_trace(path: Path) -> Path:
@@ -156,7 +164,7 @@ def _write_run(
     dilation: float | None,
 ) -> None:
     """run.json, with the command's own arguments left out: they may hold secrets."""
-    scripts = [Path(word).name for word in command if word.endswith(".py")]
+    script = _script_at(command)
     facts = {
         "format_version": 1,
         "tp": max(one["world"] for one in recorded),
@@ -164,7 +172,7 @@ def _write_run(
         "dilation": dilation,
         "profiled_step_ns": [one["wall_ns"] for one in recorded],
         "unprofiled_step_ns": [one["wall_ns"] for one in plain],
-        "command": scripts[:1],
+        "command": [Path(command[script]).name] if script else [],
         "versions": {"python": sys.version.split()[0]},
     }
     (out / "run.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
