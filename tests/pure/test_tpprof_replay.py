@@ -63,6 +63,8 @@ def test_cutting_more_never_takes_longer(recorded: Meetings, seed: int) -> None:
     little, hold = numbers.integers(0, 300, shape), numbers.integers(0, 100, shape)[:-1]
     more = little + numbers.integers(0, 300, shape)
     some, much = replay(recorded, little, hold), replay(recorded, more, 2 * hold)
+    together = replay(recorded, np.stack([little, more]), np.stack([hold, 2 * hold]))
+    assert (together == np.stack([some, much])).all()
     assert (some <= recorded.end_ns).all()
     assert (much <= some).all()
 

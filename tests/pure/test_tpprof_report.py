@@ -20,6 +20,7 @@ from tpprof.report.jsonform import decode_report, encode_report, read_report
 from tpprof.report.op_sums import fold_layer, sum_ops
 from tpprof.report.scale import build_waterfalls
 from tpprof.report.text import render_report
+from tpprof.report.whatif import Answer, Removal
 from tpprof.report.wording import MEANINGS, WORD_OF, duration, milliseconds, percent, shorten
 from tpprof.results import LEAVES, ROLLUP, Report, Window
 
@@ -247,6 +248,15 @@ def test_steps_are_drawn_beside_another_question() -> None:
     whole = replace(two_ranks(), windows=[])
     assert "Window by window" not in render_html(whole)
     assert "Window by window" in render_html(whole, steps=two_ranks())
+
+
+def test_what_ifs_are_drawn_with_their_gains() -> None:
+    gains = [Removal("wait:1", NASTY, 4000, 6000), Removal("host", "no host time", 9000, 1000)]
+    page = render_html(two_ranks(), answer=Answer(0, 10_000, 1, 12, gains))
+    assert "If one cause were gone" in page
+    assert NASTY not in page
+    assert "0.006 ms (60%, 2.50x)" in page
+    assert "If one cause" not in render_html(two_ranks(), answer=Answer(0, 10_000, 1, 12, []))
 
 
 def test_advice_names_the_largest_losses_first_with_their_time() -> None:

@@ -62,9 +62,11 @@ def run(args: argparse.Namespace) -> int:
         write_text(args.json, encode_report(report).decode())
     if args.html:
         from tpprof.report.html import render_html
+        from tpprof.report.whatif import WhatIf
 
         steps = advised(found, replace(options, window="steps", by=""))
-        write_text(args.html, render_html(report, steps))
+        answer = WhatIf(found).answer()
+        write_text(args.html, render_html(report, steps, answer=answer))
         print(f"page written to {args.html}", file=sys.stderr)
     return 0
 

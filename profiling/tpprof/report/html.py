@@ -19,8 +19,10 @@ from tpprof.report.html_evidence import certainty, collective_bars, count_of, li
 from tpprof.report.html_roofline import roofline
 from tpprof.report.html_svg import element, section, text_of
 from tpprof.report.html_waterfall import waterfall_chart
+from tpprof.report.html_whatif import whatif_bars
 from tpprof.report.op_sums import sum_ops
 from tpprof.report.scale import Waterfall
+from tpprof.report.whatif import Answer
 from tpprof.report.wording import TITLES, duration, percent, plural, printable
 from tpprof.results import Report, Split
 
@@ -29,15 +31,19 @@ _MOST_PANELS = 8
 
 
 def render_html(
-    report: Report, steps: Report | None = None, waterfalls: Sequence[Waterfall] = ()
+    report: Report,
+    steps: Report | None = None,
+    waterfalls: Sequence[Waterfall] = (),
+    answer: Answer | None = None,
 ) -> str:
-    """The page. `steps` is the same run by step, where `report` asked another question; its
-    windows are then drawn beside it."""
+    """The page. `steps` is the same run by step, where `report` asked another question: its windows
+    are then drawn beside it. `answer` says what removing one cause would win."""
     by_window = report if len(report.windows) > 1 or steps is None else steps
     parts = [
         _masthead(report),
         _first(report.advice),
         _scale(waterfalls),
+        _whatif(answer),
         _wall(report),
         _windows(by_window),
         _groups(report),
@@ -46,11 +52,6 @@ def render_html(
         section("How sure this is", "What the numbers above rest on.", certainty(report)),
     ]
     return _page(_headline(report), "".join(parts))
-
-
-def render_scale_html(waterfalls: Sequence[Waterfall], largest: Report) -> str:
-    """The page of several runs: the waterfalls, then the report of the largest run."""
-    return render_html(largest, waterfalls=waterfalls)
 
 
 def _page(title: str, body: str) -> str:
@@ -131,6 +132,19 @@ def _scale(waterfalls: Sequence[Waterfall]) -> str:
         "Ideal is the smallest run's wall divided among the ranks. Each bar is what one cause "
         "adds; they sum exactly to the real wall.",
         *(waterfall_chart(one) for one in waterfalls),
+    )
+
+
+def _whatif(answer: Answer | None) -> str:
+    bars = whatif_bars(answer) if answer is not None else ""
+    if answer is None or not bars:
+        return ""
+    per = f", mean of {plural(answer.num_steps, 'step')}" if answer.num_steps > 1 else ""
+    return section(
+        "If one cause were gone",
+        f"Rank {answer.rank} replayed along {plural(answer.num_meetings, 'meeting')} of the ranks"
+        f"{per}: what each removal wins, at most. Gains do not add up.",
+        bars,
     )
 
 

@@ -97,21 +97,25 @@ def spread_of(meetings: Meetings) -> np.ndarray:
 def replay(
     meetings: Meetings, gap_cut_ns: np.ndarray | None = None, hold_cut_ns: np.ndarray | None = None
 ) -> np.ndarray:
-    """int64 [R]: when each rank would have ended with parts of its time cut out.
+    """int64 [..., R]: when each rank would have ended with parts of its time cut out.
 
     Args:
-        gap_cut_ns: int64 [C + 1, R], at least 0; at most the gap is cut.
-        hold_cut_ns: int64 [C, R], at least 0; at most the hold is cut.
+        gap_cut_ns: int64 [..., C + 1, R], at least 0; at most the gap is cut.
+        hold_cut_ns: int64 [..., C, R], at least 0; at most the hold is cut.
+
+    Leading axes are several replays at once, which costs little more than one.
     """
     gaps = _cut(gaps_of(meetings), gap_cut_ns)
     holds = _cut(holds_of(meetings), hold_cut_ns)
-    now = meetings.start_ns.copy()
+    shape = np.broadcast_shapes(gaps.shape[:-2], holds.shape[:-2])
+    now = np.broadcast_to(meetings.start_ns, (*shape, len(meetings.start_ns)))
     for c in range(len(meetings)):
-        part = meetings.takes_part[c]
-        arrive = now + gaps[c]
-        complete = np.where(meetings.is_source[c], arrive, _NEVER).max()
-        now = np.where(part, np.maximum(arrive, complete) + holds[c], now)
-    return now + gaps[-1]
+        arrive = now + gaps[..., c, :]
+        sources = np.where(meetings.is_source[c], arrive, _NEVER)
+        complete = sources.max(-1, keepdims=True)
+        left = np.maximum(arrive, complete) + holds[..., c, :]
+        now = np.where(meetings.takes_part[c], left, now)
+    return now + gaps[..., -1, :]
 
 
 def _cut(spent_ns: np.ndarray, cut_ns: np.ndarray | None) -> np.ndarray:

@@ -72,7 +72,7 @@ class WhatIf:
         """Remove each cause in turn; without any, all that took time. Raises ConfigError for a
         cause that means nothing here."""
         asked = list(causes) or self._causes()
-        removals = [self._remove(cause) for cause in asked]
+        removals = self._remove(asked)
         if not causes:
             removals = [one for one in removals if one.gain_ns > 0]
         meetings = self._meetings
@@ -102,14 +102,18 @@ class WhatIf:
         parts = sorted((p for p in spent if spent[p]), key=lambda part: -spent[part])
         return causes + [f"host:{part}" for part in parts[:_MOST_PARTS]]
 
-    def _remove(self, cause: str) -> Removal:
-        meaning, gap_cut, hold_cut = self._cut(cause)
-        ends = replay(self._meetings, gap_cut, hold_cut)
-        start, end = (
-            int(column[self._shown]) for column in (self._meetings.start_ns, self._meetings.end_ns)
-        )
-        wall_ns = int(ends[self._shown]) - start
-        return Removal(cause, meaning, wall_ns, end - start - wall_ns)
+    def _remove(self, causes: Sequence[str]) -> list[Removal]:
+        if not causes:
+            return []
+        meetings, shown = self._meetings, self._shown
+        meanings, gaps, holds = zip(*map(self._cut, causes), strict=True)
+        ends = replay(meetings, np.stack(gaps), np.stack(holds))[:, shown]
+        walls = (ends - meetings.start_ns[shown]).tolist()
+        wall_ns = int(meetings.end_ns[shown] - meetings.start_ns[shown])
+        return [
+            Removal(cause, meaning, wall, wall_ns - wall)
+            for cause, meaning, wall in zip(causes, meanings, walls, strict=True)
+        ]
 
     def _cut(self, cause: str) -> tuple[str, np.ndarray, np.ndarray]:
         """(meaning, gap cut [C + 1, R], hold cut [C, R]) of one cause."""
@@ -264,8 +268,8 @@ def _doubts(run: RankFindings, dropped: int, used: int) -> list[str]:
     doubts = []
     if dropped:
         doubts.append(
-            f"{dropped} of {dropped + used} collectives lie outside the recording of a rank or on a "
-            "clock that could not be aligned: they stay as they were"
+            f"{dropped} of {dropped + used} collectives lie outside the recording of a rank, or on "
+            "a clock that could not be aligned: they stay as they were"
         )
     if len(run.traces) == 1:
         doubts.append("one rank was given: what others would win or cost is not replayed")
