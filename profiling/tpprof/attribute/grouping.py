@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tpprof.attribute.steps import Step
 from tpprof.attribute.timeline import Pieces
+from tpprof.classify.steps import Step
 from tpprof.classify.work import Work
 from tpprof.events import Trace
 from tpprof.results import LEAVES, Group

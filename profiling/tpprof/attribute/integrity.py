@@ -7,12 +7,13 @@ such a step is `unrecorded`: work may have run in it.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from tpprof import intervals
-from tpprof.attribute.steps import Step, step_at
 from tpprof.attribute.sweep import Recorded
+from tpprof.classify.steps import Step, step_at
 from tpprof.classify.work import Work, WorkKind
 from tpprof.events import Kind, Trace
 
@@ -54,7 +55,17 @@ def check(trace: Trace, work: Work, steps: Sequence[Step]) -> Recorded:
             f"rank {trace.rank}: the recorder lost or damaged {trace.num_lost} rows, and nothing "
             "says where; idle time may hide work"
         )
-    return Recorded(int(trace.start_ns.min()), int(trace.end_ns.max()), broken, lost, tuple(told))
+    between_ns = _between_steps(steps)
+    first, last = int(trace.start_ns.min()) - between_ns, int(trace.end_ns.max()) + between_ns
+    return Recorded(first, last, broken, lost, tuple(told))
+
+
+def _between_steps(steps: list[Step]) -> int:
+    """Usual pause between steps: where nothing is annotated, the recorder may still have run for
+    that long before the first row and behind the last one."""
+    if len(steps) < 2:
+        return 0
+    return int(np.median([b.start_ns - a.end_ns for a, b in pairwise(steps)]))
 
 
 def _is_named(trace: Trace, words: Sequence[str]) -> np.ndarray:

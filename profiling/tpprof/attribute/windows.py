@@ -13,7 +13,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from tpprof.attribute.steps import RequestTimes, Step, find_requests, find_steps, token_ready
+from tpprof.attribute.steps import RequestTimes, find_requests, token_ready
+from tpprof.classify.steps import Step, find_steps
 from tpprof.classify.work import Work
 from tpprof.events import Trace
 from tpprof.ranks.clock import Clock
