@@ -152,6 +152,23 @@ def test_under_programmatic_dependent_launch_the_earlier_kernel_keeps_the_overla
     assert split_of(recording, 0, 90).leaves == {"compute": 40, "memory": 50}
 
 
+def test_a_kernel_launched_ahead_hides_nothing_of_a_collective_on_its_own_stream():
+    recording = Recording()
+    recording.comm("allreduce", 0, 50, lane=STREAM)
+    recording.kernel("gemm", 30, 90)
+    split = split_of(recording, 0, 90)
+    assert split.leaves == {"compute": 40, "comm_unsplit": 50}
+    assert split.comm_hidden_ns == 0
+
+
+def test_among_streams_the_earlier_start_counts_even_where_its_stream_was_taken():
+    recording = Recording()
+    recording.kernel("a", 0, 50)
+    recording.kernel("b", 30, 90, leaf="memory")
+    recording.kernel("c", 40, 100, lane=OTHER_STREAM, leaf="latency")
+    assert split_of(recording, 0, 100).leaves == {"compute": 50, "memory": 40, "latency": 10}
+
+
 def test_host_time_is_named_by_what_is_open_on_the_thread():
     recording = Recording()
     recording.range("tpinfer.host schedule", 0, 40)
@@ -264,7 +281,8 @@ def recordings(draw: st.DrawFn) -> Recording:
             leaf = draw(st.sampled_from(["compute", "memory", "latency"]))
             recording.kernel("k", start, end, lane=lane, leaf=leaf, launch=launch, layer=start % 3)
         elif what == "comm":
-            recording.comm("allreduce", start, end, launch=launch, lane=COMM_STREAM)
+            lane = draw(st.sampled_from([STREAM, COMM_STREAM]))
+            recording.comm("allreduce", start, end, launch=launch, lane=lane)
         else:
             recording.copy("Memcpy", start, end, launch=launch)
     for _ in range(draw(st.integers(0, 4))):
@@ -289,7 +307,11 @@ def swept(draw: st.DrawFn) -> tuple[Recording, Ready, tuple[int, int]]:
 
 def leaf_of_moment(trace: Trace, work: Work, ready: Ready, moment: int) -> str | None:
     """The busy leaf of one ns by the rules, read one by one; None where nothing runs."""
-    running = [i for i in range(len(work)) if work.start_ns[i] <= moment < work.end_ns[i]]
+    alone: dict[int, int] = {}
+    for i in range(len(work)):
+        if work.start_ns[i] <= moment < work.end_ns[i]:
+            alone.setdefault(int(work.lane[i]), i)
+    running = list(alone.values())
     for kinds in ((WorkKind.COMPUTE,), (WorkKind.COMM, WorkKind.FUSED_COMM), (WorkKind.COPY,)):
         mine = [i for i in running if work.kind[i] in kinds]
         if not mine:

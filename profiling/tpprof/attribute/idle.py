@@ -49,7 +49,8 @@ def count_negative_launches(trace: Trace, work: Work) -> int:
 def explain_gaps(
     trace: Trace, work: Work, gaps: Pieces, parts: HostParts, floors: LaunchFloors
 ) -> Pieces:
-    """The gaps cut into pieces with leaves; `gaps.owner` is the next op, -1 where none came."""
+    """The gaps cut into pieces with leaves, in order of time. `gaps.owner` is the next op, -1 where
+    none came."""
     start, end = gaps.start_ns, gaps.end_ns
     if work.is_cpu:
         ends = (end, end, end)
@@ -66,7 +67,9 @@ def explain_gaps(
         _stretch(ends[0], ends[1], np.full(len(gaps), LEAF["launch_latency"])),
         _stretch(ends[1], end, gap_leaf),
     ]
-    begin, stop, gap, leaf, part = (np.concatenate(c) for c in zip(*columns, strict=True))
+    unsorted = [np.concatenate(column) for column in zip(*columns, strict=True)]
+    order = np.argsort(unsorted[0], kind="stable")
+    begin, stop, gap, leaf, part = (column[order] for column in unsorted)
     return Pieces(
         start_ns=begin,
         end_ns=stop,

@@ -1,9 +1,9 @@
 """The sweep: every moment of one rank's span gets exactly one leaf.
 
-Work owns the moments it runs: compute before communication before copies, and within one class
-the one that started earlier (so under programmatic dependent launch a kernel keeps what its
-successor shares with it). Communication is divided at the moment its last rank came. What is left
-is idle, and `idle` says why.
+Work owns the moments it runs. Of one stream the kernel that started earlier keeps what its
+successor shares with it: under programmatic dependent launch the successor only waits there. Of
+several streams compute comes before communication before copies, and then the earlier start.
+Communication is divided at the moment its last rank came. What is left is idle: `idle` says why.
 """
 
 from dataclasses import dataclass, field
@@ -17,6 +17,9 @@ from tpprof.attribute.timeline import LEAF, Pieces, Timeline
 from tpprof.classify.work import Work, WorkKind
 from tpprof.events import Trace
 from tpprof.ranks.wait import Ready
+
+_PRIORITY = np.array([0, 1, 1, 2])
+"""By WorkKind: who owns what several streams share."""
 
 
 @dataclass(frozen=True)
@@ -58,35 +61,32 @@ def sweep(
 
 def _own(work: Work, ready: Ready, broken: np.ndarray, low: int, high: int) -> Pieces:
     """Busy pieces, and between them one piece per gap with the next op as its owner."""
+    begin, stop = _alone_on_lane(work, broken)
     is_comm = np.isin(work.kind, (WorkKind.COMM, WorkKind.FUSED_COMM))
-    classes = []
-    for members in (work.kind == WorkKind.COMPUTE, is_comm, work.kind == WorkKind.COPY):
-        rows = np.flatnonzero(members & ~broken)
-        begin, stop = intervals.first_come(work.start_ns[rows], work.end_ns[rows])
-        filled = stop > begin
-        classes.append((rows[filled], begin[filled], stop[filled]))
-    divided = np.flatnonzero(is_comm & ready.known)
-    points = [column for _, begin, stop in classes for column in (begin, stop)]
-    points.append(ready.at_ns[divided])
-    points.append(np.array([low, high]))
+    points = [begin, stop, ready.at_ns[is_comm & ready.known], np.array([low, high])]
     cuts = intervals.distinct(np.clip(np.concatenate(points), low, high))
     starts, ends = cuts[:-1], cuts[1:]
+    # Of one stream intervals are disjoint, so this has at most one entry per piece and stream.
+    first, after = np.searchsorted(cuts, np.clip((begin, stop), low, high))
+    member = np.repeat(np.arange(len(work)), after - first)
+    piece = np.arange(len(member)) + np.repeat(first - (np.cumsum(after - first) - (after - first)),
+                                               after - first)  # fmt: skip
+    never = np.iinfo(np.int64).max
+    best = np.full(len(starts), never)
+    np.minimum.at(best, piece, _PRIORITY[work.kind[member]] * len(work) + member)
+    busy = best < never
     owner = np.full(len(starts), -1, np.int64)
-    active = []
-    for rows, begin, stop in reversed(classes):
-        where = intervals.locate(begin, stop, starts)
-        active.append(where >= 0)
-        owner[where >= 0] = rows[where[where >= 0]]
-    _, comm_active, compute_active = active
-    busy = owner >= 0
+    owner[busy] = best[busy] % max(len(work), 1)
     leaf = np.full(len(starts), LEAF["host_tail"], np.int8)
     leaf[busy] = work.leaf[owner[busy]]
+    comm_active = np.zeros(len(starts), bool)
+    comm_active[piece[is_comm[member]]] = True
     comm = np.flatnonzero(busy)
     comm = comm[is_comm[owner[comm]] & ready.known[owner[comm]]]
     arrived = starts[comm] >= ready.at_ns[owner[comm]]
     fused = work.kind[owner[comm]] == WorkKind.FUSED_COMM
-    after = np.where(fused, LEAF["fused_comm"], LEAF["comm_transfer"])
-    leaf[comm] = np.where(arrived, after, LEAF["comm_wait"])
+    after_wait = np.where(fused, LEAF["fused_comm"], LEAF["comm_transfer"])
+    leaf[comm] = np.where(arrived, after_wait, LEAF["comm_wait"])
     following = np.concatenate((owner[1:], [-1])) if len(owner) else owner
     return Pieces(
         start_ns=starts,
@@ -95,8 +95,17 @@ def _own(work: Work, ready: Ready, broken: np.ndarray, low: int, high: int) -> P
         part=np.full(len(starts), -1, np.int16),
         owner=np.where(busy, owner, following),
         busy=busy,
-        hidden=compute_active & comm_active,
+        hidden=comm_active & (best < len(work)),
     )
+
+
+def _alone_on_lane(work: Work, broken: np.ndarray) -> intervals.Columns:
+    """What each row has of its lane; rows that are broken have nothing."""
+    begin, stop = work.start_ns.copy(), work.start_ns.copy()
+    for lane in intervals.distinct(work.lane):
+        rows = np.flatnonzero((work.lane == lane) & ~broken)
+        begin[rows], stop[rows] = intervals.first_come(work.start_ns[rows], work.end_ns[rows])
+    return begin, stop
 
 
 def _mark_lost(idle: Pieces, recorded: Recorded) -> Pieces:

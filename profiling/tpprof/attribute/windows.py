@@ -1,10 +1,9 @@
 """Which wall intervals are asked about, from host boundaries, on every rank's own clock.
 
 `all`: from the first step's start to the last one's end, else all that host rows span. `steps`:
-each step; where an engine queues work ahead of the device (the work of most steps ends after their
-annotation), from token-ready to token-ready, which tiles the time. `ttft` and `itl`: each request
-by its own marks; without such marks the prefill and the decode steps, from token-ready to
-token-ready. Never from the first kernel to the last.
+each step as annotated. `ttft` and `itl`: each request by its own marks; without such marks the
+prefill and the decode steps, from token-ready to token-ready, which tiles the time also where step
+n+1 is launched while step n runs. Never from the first kernel to the last.
 """
 
 from collections.abc import Callable, Sequence
@@ -55,8 +54,6 @@ class HostTimes:
     steps: list[Step]
     tiles: list[tuple[int, int]]
     """Per step, from token-ready to token-ready; the first begins with its annotation."""
-    runs_ahead: bool
-    """The device runs behind the host: work of most steps ends after their annotation."""
     requests: list[RequestTimes]
     warnings: list[str] = field(default_factory=list)
 
@@ -64,8 +61,7 @@ class HostTimes:
     def span(self) -> Stretch:
         """The window `all`."""
         if self.steps:
-            end_ns = self.tiles[-1][1] if self.runs_ahead else self.steps[-1].end_ns
-            return Stretch(self.steps[0].start_ns, end_ns)
+            return Stretch(self.steps[0].start_ns, self.steps[-1].end_ns)
         trace = self.trace
         host = ~trace.is_device() & np.array(
             [not trace.lanes[lane].is_device for lane in trace.lane.tolist()], bool
@@ -88,23 +84,7 @@ def host_times(trace: Trace, work: Work) -> HostTimes:
             f"rank {trace.rank} recorded no host rows: its window runs from the first device row "
             "to the last; record the host too"
         )
-    return HostTimes(trace, steps, tiles, _runs_ahead(work, steps), find_requests(trace), warnings)
-
-
-def _runs_ahead(work: Work, steps: list[Step]) -> bool:
-    if work.is_cpu or not steps:
-        return False
-    order = np.argsort([step.number for step in steps])
-    numbers = np.array([step.number for step in steps])[order]
-    place = np.clip(np.searchsorted(numbers, work.step), 0, len(numbers) - 1)
-    mine = np.flatnonzero(numbers[place] == work.step)
-    if not len(mine):
-        return False
-    last = np.full(len(steps), np.iinfo(np.int64).min)
-    np.maximum.at(last, order[place[mine]], work.end_ns[mine])
-    has_work = last > np.iinfo(np.int64).min
-    ends = np.array([step.end_ns for step in steps])
-    return 2 * int((last > ends)[has_work].sum()) > int(has_work.sum())
+    return HostTimes(trace, steps, tiles, find_requests(trace), warnings)
 
 
 def wanted_windows(
@@ -137,7 +117,7 @@ def _of_steps(
         for step, tile in zip(host.steps, host.tiles, strict=True):
             if chosen(step):
                 wanted = found.setdefault(step.number, Wanted(label.format(step.label), {}))
-                begin, end = tile if tiled or host.runs_ahead else (step.start_ns, step.end_ns)
+                begin, end = tile if tiled else (step.start_ns, step.end_ns)
                 wanted.by_column[column] = Stretch(begin, end)
     partial = sum(len(wanted.by_column) < len(hosts) for wanted in found.values())
     told = []
