@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from tpprof.attribute.steps import RequestTimes, find_requests, token_ready
+from tpprof.attribute.requests import RequestTimes, find_requests, token_ready
 from tpprof.classify.steps import Step, find_steps
 from tpprof.classify.work import Work
 from tpprof.events import Trace
