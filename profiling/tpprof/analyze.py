@@ -65,10 +65,19 @@ def analyze(traces: Sequence[Trace], options: AnalysisOptions | None = None) -> 
 def prepare(traces: Sequence[Trace], options: AnalysisOptions | None = None) -> RankFindings:
     """Judge, match, align and sweep. Raises TraceError as `analyze`."""
     from tpprof.classify.classify import classify_trace
+    from tpprof.classify.sources import cost_source
 
     options = options or AnalysisOptions()
     traces = _in_rank_order(traces)
-    works = [classify_trace(trace, options.ceilings, None) for trace in traces]
+    manifests = options.manifests or {}
+    works = [
+        classify_trace(
+            trace,
+            options.ceilings,
+            cost_source(trace, manifests.get(trace.rank), options.model, options.tp),
+        )
+        for trace in traces
+    ]
     return prepare_works(traces, works, options.floors)
 
 

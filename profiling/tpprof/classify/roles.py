@@ -1,13 +1,14 @@
 """Which op of a decoder each kernel of a foreign step is, told from the order of kernel names.
 
-A replayed graph carries no shapes and no modules; but a decoder's layers repeat, and within one the
-order is fixed: norm, qkv, rope, attention, out, (reduce,) norm, gate-up, activation, down, (reduce).
+A replayed graph carries no shapes and no modules; but a decoder's layers repeat, and the order in
+one is fixed: norm, qkv, rope, attention, out, (reduce,) norm, gate-up, activation, down, (reduce).
 Attention kernels are the anchors. Where their number is not the model's number of layers, or what
 lies between them does not repeat, nothing is claimed, and the reason is given.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -74,7 +75,7 @@ def _period(names: np.ndarray, anchors: Sequence[int]) -> int | None:
     """Kernels from anchor to anchor; None where neighbours are unlike."""
     if len(anchors) < 2:
         return len(names)
-    stretches = [names[a:b] for a, b in zip(anchors, anchors[1:], strict=False)]
+    stretches = [names[a:b] for a, b in pairwise(anchors)]
     lengths = [len(one) for one in stretches]
     alike = []
     for distance in (1, 2):  # layers may alternate
