@@ -70,15 +70,16 @@ def prepare(traces: Sequence[Trace], options: AnalysisOptions | None = None) -> 
     options = options or AnalysisOptions()
     traces = _in_rank_order(traces)
     manifests = options.manifests or {}
-    works = [
-        classify_trace(
-            trace,
-            options.ceilings,
-            cost_source(trace, manifests.get(trace.rank), options.model, options.tp),
-        )
-        for trace in traces
+    sources = [
+        cost_source(trace, manifests.get(trace.rank), options.model, options.tp) for trace in traces
     ]
-    return prepare_works(traces, works, options.floors)
+    works = [
+        classify_trace(trace, options.ceilings, source)
+        for trace, source in zip(traces, sources, strict=True)
+    ]
+    manifest = sources[0].manifest
+    ceilings = options.ceilings or (manifest.ceilings if manifest else None)
+    return prepare_works(traces, works, options.floors, ceilings)
 
 
 def _check_options(options: AnalysisOptions) -> None:
@@ -136,7 +137,7 @@ def report_on(found: RankFindings, options: AnalysisOptions) -> Report:
         by=options.by,
         groups=_groups(found, options.by, wanted) if options.by else [],
         ops=_ops(found, chosen),
-        ceilings=_describe_ceilings(options.ceilings),
+        ceilings=_describe_ceilings(found.ceilings),
         sources=[trace.source for trace in found.traces],
     )
 

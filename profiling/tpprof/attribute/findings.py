@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tpinfer.config.ceilings import Ceilings
 from tpprof.attribute.idle import LaunchFloors
 from tpprof.attribute.integrity import check
 from tpprof.attribute.sweep import Recorded, sweep
@@ -32,6 +33,8 @@ class RankFindings:
     capture: Capture
     is_estimated: bool
     """One rank's file alone: its communication is divided by a ceiling."""
+    ceilings: Ceilings | None
+    """Of the rank shown; what kernels were judged by."""
     warnings: list[str]
 
     @property
@@ -46,7 +49,10 @@ class RankFindings:
 
 
 def prepare_works(
-    traces: Sequence[Trace], works: Sequence[Work], floors: LaunchFloors | None = None
+    traces: Sequence[Trace],
+    works: Sequence[Work],
+    floors: LaunchFloors | None = None,
+    ceilings: Ceilings | None = None,
 ) -> RankFindings:
     """Match, align and sweep; `works` in the order of `traces`, which is by rank."""
     floors = floors or LaunchFloors()
@@ -71,7 +77,7 @@ def prepare_works(
     ]
     findings = RankFindings(
         traces, works, hosts, recorded, matched, clocks, waits, ready, timelines, capture,
-        is_estimated, [],
+        is_estimated, ceilings, [],
     )  # fmt: skip
     findings.warnings.extend(_warnings(findings))
     return findings
