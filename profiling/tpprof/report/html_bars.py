@@ -2,7 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 
-from tpprof.report.html_svg import WIDTH, chart, element, label, legend, line, rect, table, ticks
+from tpprof.report.html_svg import (
+    WIDTH,
+    chart,
+    element,
+    label,
+    legend,
+    line,
+    rect,
+    table,
+    text_of,
+    ticks,
+)
 from tpprof.report.wording import (
     MEANINGS,
     TITLES,
@@ -10,6 +21,7 @@ from tpprof.report.wording import (
     duration,
     milliseconds,
     percent,
+    plural,
     printable,
     shorten,
 )
@@ -17,13 +29,29 @@ from tpprof.results import LEAVES, ROLLUP, Group, Split, Window, roll_up
 
 _LEFT, _RIGHT = 190, 90
 _BAR, _STEP = 22, 30
-_MOST_COLUMNS, _MOST_ROWS = 240, 48
+_MOST_COLUMNS, _MOST_ROWS, _FEW = 240, 40, 16
+UNATTRIBUTED = "(unattributed)"
 
 
 def word_legend(leaves: Sequence[Mapping[str, int]]) -> str:
-    """The words that occur, in their order."""
-    present = {WORD_OF.get(leaf, "") for each in leaves for leaf, spent in each.items() if spent}
-    return legend({word: title for word, title in TITLES.items() if word in present})
+    """The words that occur, in their order; waiting for ranks is marked within communication."""
+    present = {leaf for each in leaves for leaf, spent in each.items() if spent}
+    words = {WORD_OF.get(leaf, "") for leaf in present}
+    names = {word: title for word, title in TITLES.items() if word in words}
+    if "comm_wait" in present:
+        names["wait"] = "of it waiting for a later rank"
+    return legend(names)
+
+
+def _segments(leaves: Mapping[str, int]) -> list[tuple[str, str, int]]:
+    """(word, colour, ns) in the order they are stacked; waiting is a segment of its own."""
+    found = []
+    for word, spent in roll_up(leaves).items():
+        wait = leaves.get("comm_wait", 0) if word == "communication" else 0
+        found.append((word, word, spent - wait))
+        if wait:
+            found.append((word, "wait", wait))
+    return [segment for segment in found if segment[2] > 0]
 
 
 def tip_of(name: str, wall_ns: int, leaves: Mapping[str, int]) -> str:
@@ -51,14 +79,11 @@ def _segment_tip(name: str, word: str, wall_ns: int, leaves: Mapping[str, int]) 
 def _stack(name: str, y: float, scale: float, wall_ns: int, leaves: Mapping[str, int]) -> list[str]:
     """One horizontal bar of six words and its wall at the right."""
     marks, x = [label(_LEFT - 10, y + 15, shorten(name, 28), "name", "end")], float(_LEFT)
-    for word, spent in roll_up(leaves).items():
+    for word, colour, spent in _segments(leaves):
         width = spent * scale
-        if width <= 0:
-            continue
-        marks.append(
-            rect(x, y, width, _BAR, f"bar {word}", _segment_tip(name, word, wall_ns, leaves))
-        )
-        if width > 40:
+        tip = _segment_tip(name, word, wall_ns, leaves)
+        marks.append(rect(x, y, width, _BAR, f"bar {colour}", tip))
+        if width > 40 and colour != "wait":
             marks.append(label(x + 6, y + 15, percent(spent, wall_ns), "on"))
         x += width
     marks.append(label(x + 8, y + 15, f"{milliseconds(wall_ns)} ms", "value"))
@@ -114,50 +139,70 @@ def leaf_table(split: Split) -> str:
 
 def window_columns(windows: Sequence[Window], rank: int) -> str:
     """One stacked column per window, in order of time; empty with less than two."""
-    rows = [(w.label, s) for w in windows for s in w.ranks if s.rank == rank]
+    rows = [(w.label, s.wall_ns, s.leaves) for w in windows for s in w.ranks if s.rank == rank]
     if len(rows) < 2:
         return ""
     note = ""
     if len(rows) > _MOST_COLUMNS:
         note = f"The first {_MOST_COLUMNS} of {len(rows)} windows."
         rows = rows[:_MOST_COLUMNS]
-    left, top, height = 60, 12, 220
-    grid = ticks(max(split.wall_ns for _, split in rows) / 1e6)
+    return _caption(note) + _columns(rows, f"Wall of each window on rank {rank}")
+
+
+def _caption(note: str) -> str:
+    return element("p", text_of(note), class_="explained") if note else ""
+
+
+def _columns(rows: Sequence[tuple[str, int, Mapping[str, int]]], described: str) -> str:
+    """Stacked columns of (name, wall, leaves)."""
+    left, top, height = 60, 24, 220
+    grid = ticks(max(wall for _, wall, _ in rows) / 1e6)
     scale = height / (grid[-1] * 1e6)
-    marks = []
+    marks = [label(left - 8, 10, "ms", "", "end")]
     for value in grid:
         y = top + height - value * 1e6 * scale
         marks += [line(left, y, WIDTH, y, "grid"), label(left - 8, y + 4, f"{value:g}", "", "end")]
-    marks.append(label(left - 8, top + height + 20, "ms", "", "end"))
     step = (WIDTH - left) / len(rows)
     width = min(max(step - 2, step * 0.7), 60)
-    for i, (name, split) in enumerate(rows):
+    for i, (name, wall_ns, leaves) in enumerate(rows):
         y = float(top + height)
         x = left + i * step + (step - width) / 2
-        for word, spent in split.rollup.items():
-            if spent > 0:
-                y -= spent * scale
-                marks.append(rect(x, y, width, spent * scale, f"bar {word}"))
-        tip = tip_of(name, split.wall_ns, split.leaves)
-        marks.append(rect(left + i * step, top, step, height, "hit", tip))
-    every = max(1, -(-len(rows) * 92 // (WIDTH - left)))
-    for i in range(0, len(rows), every):
+        for _, colour, spent in _segments(leaves):
+            y -= spent * scale
+            marks.append(rect(x, y, width, spent * scale, f"bar {colour}"))
+        marks.append(rect(left + i * step, top, step, height, "hit", tip_of(name, wall_ns, leaves)))
+    longest = min(max(len(name) for name, _, _ in rows), 16)
+    every = max(1, -(-len(rows) * (longest * 6.6 + 14) // (WIDTH - left)))
+    for i in range(0, len(rows), int(every)):
         middle = left + (i + 0.5) * step
-        marks.append(label(middle, top + height + 20, shorten(rows[i][0], 15), "", "middle"))
-    caption = element("p", note, class_="explained") if note else ""
-    return caption + chart(marks, top + height + 30, f"Wall of each window on rank {rank}")
+        marks.append(label(middle, top + height + 20, shorten(rows[i][0], 16), "", "middle"))
+    return chart(marks, top + height + 30, described)
 
 
 def group_bars(groups: Sequence[Group], by: str, rank: int) -> str:
-    """Bars of one rank's groups; what does not fit is one row, so that the rows still sum."""
+    """One rank's groups: columns for many layers or steps, which have an order, else bars. What is
+    left out of the picture is told with its time, so that the whole still sums."""
     rows = [(group.key, group.wall_ns, group.leaves) for group in groups]
+    described = f"Wall time of rank {rank} by {by}"
+    if by in ("layer", "step") and len(rows) > _FEW:
+        shown = [row for row in rows if row[0] != UNATTRIBUTED][:_MOST_COLUMNS]
+        return _columns(shown, described) + _left_out(rows, shown)
+    shown = rows
     if len(rows) > _MOST_ROWS:
-        kept = sorted(rows, key=lambda row: -row[1])[: _MOST_ROWS - 1]
-        rest = [row for row in rows if row not in kept]
-        added: dict[str, int] = {}
-        for _, _, leaves in rest:
-            for leaf, spent in leaves.items():
-                added[leaf] = added.get(leaf, 0) + spent
-        rows = [row for row in rows if row in kept]
-        rows.append((f"({len(rest)} smaller ones)", sum(row[1] for row in rest), added))
-    return _bars(rows, f"Wall time of rank {rank} by {by}")
+        kept = {id(row) for row in sorted(rows, key=lambda row: -row[1])[:_MOST_ROWS]}
+        shown = [row for row in rows if id(row) in kept]
+    return _bars(shown, described) + _left_out(rows, shown)
+
+
+def _left_out(
+    rows: Sequence[tuple[str, int, Mapping[str, int]]],
+    shown: Sequence[tuple[str, int, Mapping[str, int]]],
+) -> str:
+    drawn = {id(row) for row in shown}
+    left = [row for row in rows if id(row) not in drawn]
+    if not left:
+        return ""
+    spent = sum(wall for _, wall, _ in left)
+    whole = sum(wall for _, wall, _ in rows)
+    what = left[0][0] if len(left) == 1 else plural(len(left), "smaller row")
+    return _caption(f"Not drawn: {what}, {milliseconds(spent)} ms ({percent(spent, whole)}).")

@@ -25,7 +25,14 @@ from tpprof.results import Report
 
 _MOST_COLLECTIVES, _MOST_OPS = 12, 20
 _LEFT = 260
-_LIMIT_COLOURS = ("compute", "memory", "balanced", "latency", "communication")
+_LIMIT_COLOURS = {
+    "compute": "bound by compute",
+    "memory": "bound by memory",
+    "balanced": "near both",
+    "latency": "too small",
+    "communication": "communication",
+}
+"""Bound -> what its colour stands for."""
 
 
 def collective_bars(sums: Sequence[CollectiveSum]) -> str:
@@ -128,7 +135,7 @@ def limit_bars(sums: Sequence[OpSum]) -> str:
         for s in sums
     ]  # fmt: skip
     present = {one.bound for one in shown}
-    named = {bound: f"bound by {bound}" for bound in _LIMIT_COLOURS if bound in present}
+    named = {bound: text for bound, text in _LIMIT_COLOURS.items() if bound in present}
     return (
         legend(named)
         + chart(marks, 8 + len(shown) * 26, "Time of each op against its floor")

@@ -157,7 +157,7 @@ def _ceilings(axes: _Axes, rates: Mapping[str, float], levels: Mapping[str, floa
 def _points(axes: _Axes, points: Sequence[OpSum]) -> list[str]:
     """Circles with an area in proportion to time; the longest are named where there is room."""
     longest = max(op.time_ns for op in points)
-    marks, named = [], []
+    marks, labels, named = [], [], []
     for i, op in enumerate(sorted(points, key=lambda one: -one.time_ns)):
         x, y = axes.x(op.flops / op.bytes), axes.y(_achieved(op))
         radius = max(3.5, 13 * math.sqrt(op.time_ns / longest))
@@ -172,11 +172,11 @@ def _points(axes: _Axes, points: Sequence[OpSum]) -> list[str]:
         marks.append(
             element("circle", title, cx=x, cy=y, r=radius, class_=f"dot {colour}", data_tip=tip)
         )
-        is_free = all(abs(y - other_y) > 14 or abs(x - other_x) > 190 for other_x, other_y in named)
+        is_free = all(abs(y - other_y) > 17 or abs(x - other_x) > 190 for other_x, other_y in named)
         if i < _MOST_LABELS and is_free:
             named.append((x, y))
             at_right = x < WIDTH - 260
             where = x + radius + 5 if at_right else x - radius - 5
             anchor = "start" if at_right else "end"
-            marks.append(label(where, y + 4, shorten(op.key, 32), "name", anchor))
-    return marks
+            labels.append(label(where, y + 4, shorten(op.key, 32), "name halo", anchor))
+    return marks + labels

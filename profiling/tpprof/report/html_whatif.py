@@ -13,7 +13,7 @@ def whatif_bars(answer: Answer) -> str:
     shown = [one for one in answer.removals if one.gain_ns > 0][:_MOST]
     if not shown:
         return ""
-    scale = (WIDTH - _LEFT - 240) / shown[0].gain_ns
+    scale = (WIDTH - _LEFT - 240) / max(one.gain_ns for one in shown)
     marks: list[str] = []
     for i, one in enumerate(shown):
         y = 4 + i * _STEP

@@ -19,7 +19,7 @@ from tpprof.results import LEAVES, Group, Report, Split, Window, roll_up
 
 _HEADINGS = {"communication": ("communi-", "cation"), "small_kernels": ("small", "kernels")}
 _LABEL, _WALL, _CELL = 11, 10, 13
-_MOST_WINDOWS, _MOST_GROUPS = 12, 25
+_MOST_WINDOWS, _MOST_GROUPS = 12, 40
 ORDERED_KEYS = ("rank", "step", "phase", "layer")
 """Groupings shown in their own order; others with the largest first."""
 
