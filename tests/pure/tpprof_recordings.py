@@ -1,4 +1,4 @@
-"""Small recordings written by hand, as recorders write them, and what a trace says in plain words."""
+"""Small recordings as recorders write them, and what a trace says in plain words."""
 
 import gzip
 import json
@@ -187,7 +187,9 @@ class Nsight:
         }  # fmt: skip
         return self.add("CUPTI_ACTIVITY_KIND_RUNTIME", **row)
 
-    def range(self, pid: int, text: str | None, start: int, end: int | None, **rest: Any) -> "Nsight":
+    def range(
+        self, pid: int, text: str | None, start: int, end: int | None, **rest: Any
+    ) -> "Nsight":
         """A push/pop range there."""
         row = {
             "start": start, "end": end, "eventType": 59, "text": text, "textId": None,

@@ -84,8 +84,11 @@ class Tables:
     def _told(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:
+        except sqlite3.Error as error:
             raise TraceError(f"{self.path} is damaged ({error}); {_REMEDY}") from None
+        except (ValueError, TypeError, OverflowError):
+            # Its message may quote what stood there.
+            raise TraceError(f"{self.path} has text where numbers belong; {_REMEDY}") from None
 
 
 @contextmanager
