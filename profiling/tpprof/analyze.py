@@ -113,7 +113,8 @@ def report_on(found: RankFindings, options: AnalysisOptions) -> Report:
     stretches = [[w.by_column[i] for w in wanted if i in w.by_column] for i in columns]
     windows = [_window(found, one) for one in wanted]
     splits = _totals(found, windows)
-    chosen = [_in_windows(found.works[i], stretches[i]) for i in columns]
+    by_step = options.window in ("all", "steps")
+    chosen = [_in_windows(found.works[i], stretches[i], by_step) for i in columns]
     shown = splits[0]
     dilation = found.capture.dilation if options.dilation is None else options.dilation
     if dilation is not None and dilation > MOST_DILATION:
@@ -167,13 +168,15 @@ def _totals(found: RankFindings, windows: Sequence[Window]) -> list[Split]:
     ]
 
 
-def _in_windows(work: Work, stretches: Sequence[Stretch]) -> np.ndarray:
-    """Rows of the Work that started inside any of the stretches."""
+def _in_windows(work: Work, stretches: Sequence[Stretch], by_step: bool) -> np.ndarray:
+    """Rows of the Work that started inside any of the stretches; with `by_step` also those that a
+    step launched and that ran behind its annotation."""
     union = intervals.merge(
         np.array([one.start_ns for one in stretches], np.int64),
         np.array([one.end_ns for one in stretches], np.int64),
     )
-    return np.flatnonzero(intervals.locate(*union, work.start_ns) >= 0)
+    inside = intervals.locate(*union, work.start_ns) >= 0
+    return np.flatnonzero(inside | (work.step >= 0) if by_step else inside)
 
 
 def _matched_rows(found: RankFindings) -> list[np.ndarray]:

@@ -282,7 +282,7 @@ def test_the_last_rank_is_named_with_what_it_did():
     traces, works = [t for t, _ in built], [w for _, w in built]
     told = what_last_did(matched, waits, traces, works, clocks)
     assert (waits.last == 1).all()
-    assert told[:3] == ["layers.0.mlp.up", "earlier ncclDevKernel_broadcast", HOST_LATE]
+    assert told[:3] == ["layers.0.mlp.up", "earlier broadcast", HOST_LATE]
 
 
 def test_one_file_alone_gives_an_estimate():

@@ -182,8 +182,7 @@ def test_host_time_is_named_by_what_is_open_on_the_thread():
     assert split.host_parts == {
         "recorder": 2,
         "runtime": 10,
-        "framework": 5,
-        "python": 35,
+        "python": 40,
         "schedule": 28,
         "prepare": 10,
     }

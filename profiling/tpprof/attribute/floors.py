@@ -10,13 +10,15 @@ _BOUNDS = ("compute", "memory", "balanced", "latency", "communication", "unmodel
 
 
 def ops_table(trace: Trace, work: Work, chosen: np.ndarray) -> list[OpResult]:
-    """One row per op id, or kernel name where there is none, of the chosen rows of the Work; most
-    time first. Whole kernels count, also what other kernels hide of them."""
+    """Chosen rows of the Work by op id, or kernel name where there is none, and by what bounds
+    them: an op is compute-bound in one step and memory-bound in another. Most time first. Whole
+    kernels count, also what other kernels hide of them; copies are no kernels."""
+    chosen = chosen[work.kind[chosen] != WorkKind.COPY]
     if not len(chosen):
         return []
     has_key = work.key[chosen] >= 0
     label = np.where(has_key, work.key[chosen], len(work.keys) + trace.name[work.row[chosen]])
-    labels, slot = np.unique(label, return_inverse=True)
+    labels, slot = np.unique(label * len(_BOUNDS) + _bound(work)[chosen], return_inverse=True)
     length = work.end_ns[chosen] - work.start_ns[chosen]
 
     def total(values: np.ndarray) -> np.ndarray:
@@ -24,29 +26,29 @@ def ops_table(trace: Trace, work: Work, chosen: np.ndarray) -> list[OpResult]:
         np.add.at(sums, slot, values)
         return sums
 
-    by_bound = np.zeros((len(labels), len(_BOUNDS)), np.int64)
-    np.add.at(by_bound, (slot, _bound(work)[chosen]), length)
     time, floor = total(length), total(work.floor_ns[chosen])
     count, flops = total(np.ones_like(length)), total(np.maximum(work.flops[chosen], 0))
     moved = total(np.maximum(work.num_bytes[chosen], 0))
     vector = {name: total(column[chosen]) for name, column in work.ceilings_ns.items()}
-    found = [
-        OpResult(
-            key=work.keys[number] if number < len(work.keys)
-            else trace.strings[number - len(work.keys)],
-            rank=trace.rank,
-            time_ns=int(time[i]),
-            floor_ns=int(floor[i]),
-            lost_ns=int(time[i] - floor[i]),
-            bound=_BOUNDS[int(by_bound[i].argmax())],
-            count=int(count[i]),
-            flops=int(flops[i]),
-            bytes=int(moved[i]),
-            ceilings_ns={name: int(column[i]) for name, column in vector.items()},
+    found = []
+    for i, number in enumerate(labels.tolist()):
+        name, bound = divmod(number, len(_BOUNDS))
+        count_keys = len(work.keys)
+        found.append(
+            OpResult(
+                key=work.keys[name] if name < count_keys else trace.strings[name - count_keys],
+                rank=trace.rank,
+                time_ns=int(time[i]),
+                floor_ns=int(floor[i]),
+                lost_ns=int(time[i] - floor[i]),
+                bound=_BOUNDS[bound],
+                count=int(count[i]),
+                flops=int(flops[i]),
+                bytes=int(moved[i]),
+                ceilings_ns={ceiling: int(column[i]) for ceiling, column in vector.items()},
+            )
         )
-        for i, number in enumerate(labels.tolist())
-    ]  # fmt: skip
-    return sorted(found, key=lambda op: (-op.time_ns, op.key))
+    return sorted(found, key=lambda op: (-op.time_ns, op.key, op.bound))
 
 
 def _bound(work: Work) -> np.ndarray:
@@ -56,7 +58,6 @@ def _bound(work: Work) -> np.ndarray:
         bound[work.leaf == LEAVES.index(leaf)] = _BOUNDS.index(leaf)
     near = np.isin(bound, (_BOUNDS.index("compute"), _BOUNDS.index("memory")))
     bound[work.balanced & near] = _BOUNDS.index("balanced")
-    bound[work.kind == WorkKind.COPY] = _BOUNDS.index("memory")
     comm = np.isin(work.kind, (WorkKind.COMM, WorkKind.FUSED_COMM))
     bound[comm] = _BOUNDS.index("communication")
     return bound

@@ -1,7 +1,8 @@
 """What the host did while no device work ran: cuts host time by what is open on the thread.
 
 In this order: the recorder itself, the innermost `tpinfer.host` range, a call of the device's
-runtime, a framework operator, else plain Python.
+runtime, else `python`, which includes the framework's operators: only one of the recorders sees
+those, and a report must not depend on the recorder.
 """
 
 import numpy as np
@@ -11,7 +12,7 @@ from tpprof.events import Kind, Trace
 
 PREFIX = "tpinfer.host "
 """Ranges whose name goes on with what the host does: `schedule`, `prepare`, ..."""
-RECORDER, RUNTIME, FRAMEWORK, PYTHON = "recorder", "runtime", "framework", "python"
+RECORDER, RUNTIME, PYTHON = "recorder", "runtime", "python"
 
 
 class HostParts:
@@ -24,7 +25,7 @@ class HostParts:
             for index, text in enumerate(trace.strings)
             if text.startswith(PREFIX)
         }
-        self.names = list(dict.fromkeys((RECORDER, RUNTIME, FRAMEWORK, PYTHON, *ranged.values())))
+        self.names = list(dict.fromkeys((RECORDER, RUNTIME, PYTHON, *ranged.values())))
         self._part_of_text = np.full(len(trace.strings) + 1, -1, np.int16)
         for index, name in ranged.items():
             self._part_of_text[index] = self.names.index(name)
@@ -53,14 +54,12 @@ class HostParts:
         ranged = np.flatnonzero(here & (trace.kind == Kind.RANGE))
         ranged = ranged[self._part_of_text[trace.name[ranged]] >= 0]
         calls = self._union(here & (trace.kind == Kind.LAUNCH))
-        ops = self._union(here & (trace.kind == Kind.OP))
-        unions = (self._recorder, calls, ops)
+        unions = (self._recorder, calls)
         points = [trace.start_ns[ranged], trace.end_ns[ranged]]
         points += [column for union in unions for column in union]
         rows = np.flatnonzero(chosen)
         begin, stop, row = intervals.cut(starts[rows], ends[rows], np.concatenate(points))
         part = np.full(len(begin), self.names.index(PYTHON), np.int16)
-        part[intervals.locate(*ops, begin) >= 0] = self.names.index(FRAMEWORK)
         part[intervals.locate(*calls, begin) >= 0] = self.names.index(RUNTIME)
         inner = intervals.innermost(trace.start_ns[ranged], trace.end_ns[ranged], begin)
         named = inner >= 0

@@ -81,27 +81,26 @@ def _launches_without_kernel(trace: Trace) -> np.ndarray:
 
 def _cannot_be_true(trace: Trace, work: Work, steps: list[Step]) -> np.ndarray:
     """bool [n]: kernels without length (where times are finer than 1 us), and such as are longer
-    than their step and reach beyond the next one."""
+    than their whole step and end after what follows them on their stream."""
     length = work.end_ns - work.start_ns
     is_kernel = work.kind != WorkKind.COPY
     broken = np.zeros(len(work), bool)
     if (work.start_ns % 1_000).any() or (work.end_ns % 1_000).any():
         broken |= is_kernel & (length == 0)
-    if len(steps) < 2 or not len(work):
+    if not steps or not len(work):
         return broken
     launch = trace.launch[work.row]
     issued = np.where(launch >= 0, trace.start_ns[launch], work.start_ns)
     place = step_at(steps, issued)
-    starts = np.array([step.start_ns for step in steps])
-    ends = np.array([step.end_ns for step in steps])
-    following = np.append(starts[1:], ends[-1])
-    # An engine that runs ahead ends a step's annotation early: the next one's end bounds it too.
-    longest = np.maximum(ends, np.append(ends[1:], ends[-1])) - starts
-    inside = place >= 0
-    broken[inside] |= is_kernel[inside] & (length[inside] > longest[place[inside]])
-    return broken & (work.end_ns > np.where(inside, following[place], work.end_ns)) | (
-        broken & (length == 0)
-    )
+    longest = np.array([step.end_ns - step.start_ns for step in steps])
+    # A stream runs in order: whoever lasts beyond its successor's end did not really run.
+    order = np.lexsort((work.start_ns, work.lane))
+    host_end = trace.end_ns[~trace.is_device()].max(initial=trace.start_ns.min())
+    following = np.full(len(work), host_end)
+    same = work.lane[order][1:] == work.lane[order][:-1]
+    following[order[:-1][same]] = work.end_ns[order[1:][same]]
+    outlasts = is_kernel & (place >= 0) & (work.end_ns > following)
+    return broken | (outlasts & (length > longest[place]))
 
 
 def short_launches(trace: Trace, steps: list[Step]) -> np.ndarray:

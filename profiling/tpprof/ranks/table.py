@@ -10,7 +10,7 @@ from tpprof.events import Trace
 from tpprof.ranks.clock import Clock
 from tpprof.ranks.kinds import busbw_factor
 from tpprof.ranks.match import Matched
-from tpprof.ranks.wait import Ready, Waits, describe, what_last_did
+from tpprof.ranks.wait import EARLIER, Ready, Waits, describe, what_last_did
 from tpprof.results import CollectiveResult
 
 MOST_SINGLE = 20_000
@@ -46,7 +46,7 @@ def matched_results(
                     matched.names[matched.name[row]],
                     int(matched.num_bytes[row]),
                     len(columns),
-                    float(transfer.mean()),
+                    float(transfer.max()),
                 ),
                 last_rank=ranks[last] if last >= 0 else -1,
                 last_rank_was=told[i],
@@ -62,8 +62,7 @@ def estimated_results(
     """One rank's own, divided by a ceiling; `chosen` are rows of the Work."""
     found = []
     for entry in chosen[ready.known[chosen]].tolist():
-        op = work.comm_op[entry]
-        name = work.keys[op] if op >= 0 else describe(trace, work, entry)
+        name = describe(trace, work, entry).removeprefix(EARLIER)
         transfer = int(work.end_ns[entry] - ready.at_ns[entry])
         size = int(work.comm_size[entry])
         found.append(
@@ -104,7 +103,7 @@ def _added(members: list[CollectiveResult]) -> CollectiveResult:
     carried = carrying = 0.0
     for one in members:
         if one.busbw_gbps is not None:
-            spent = float(np.mean(one.transfer_ns))
+            spent = max(one.transfer_ns)
             carried, carrying = carried + one.busbw_gbps * spent, carrying + spent
     return replace(
         members[0],

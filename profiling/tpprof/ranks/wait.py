@@ -152,10 +152,12 @@ def what_last_did(
 
 
 def describe(trace: Trace, work: Work, entry: int) -> str:
-    """Name of a piece of work for a sentence: op id, else kernel."""
-    key = work.keys[work.key[entry]] if work.key[entry] >= 0 else trace.text(work.row[entry])
+    """Name of a piece of work for a sentence: op id or operator, else kernel; of communication its
+    kind."""
     is_comm = work.kind[entry] in (WorkKind.COMM, WorkKind.FUSED_COMM)
-    return EARLIER + key if is_comm else key
+    named = work.comm_op[entry] if is_comm else work.key[entry]
+    text = work.keys[named] if named >= 0 else trace.text(work.row[entry])
+    return EARLIER + text if is_comm else text
 
 
 def _busiest(work: Work, begun_ns: np.ndarray, until_ns: np.ndarray) -> np.ndarray:
