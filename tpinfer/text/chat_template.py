@@ -43,7 +43,6 @@ class ChatTemplate:
                 f"{MAX_TEMPLATE_CHARACTERS}; refused"
             )
         try:
-            import jinja2
             from jinja2.ext import loopcontrols
             from jinja2.sandbox import ImmutableSandboxedEnvironment
         except ImportError as error:
@@ -55,10 +54,9 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         self._special_tokens = {k: v for k, v in (special_tokens or {}).items() if v is not None}
-        self._errors = jinja2.TemplateError
         try:
             self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
+        except Exception as error:  # constants are worked out here, by the template's own code
             raise CheckpointError(f"the chat template cannot be compiled ({error})") from error
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
@@ -72,7 +70,7 @@ class ChatTemplate:
                 documents=None,
                 **self._special_tokens,
             )
-        except (self._errors, TypeError, ValueError, OverflowError, RecursionError) as error:
+        except Exception as error:  # whatever a stranger's program raises is its own
             raise ConfigError(f"the chat template refused the messages: {error}") from error
 
 

@@ -1,52 +1,66 @@
 """Tokens to text as they come, without ever showing half a character.
 
 A token's text depends on its neighbours (byte fallbacks, joined spaces), so a short tail of
-tokens is decoded twice, without and with the new one, and the difference is new text. A tail
-that ends inside a UTF-8 sequence decodes to U+FFFD and is held back. The tail moves on whenever
-text comes out, so a token costs a constant amount.
+tokens is decoded twice, without and with the new ones, and the difference is new text. A tail
+that ends inside a UTF-8 sequence decodes to U+FFFD at its end, which is held back. The tail moves
+on whenever nothing is held, so a token costs a constant amount.
 """
 
 from tpinfer.text.tokenizer import Tokenizer
 
-_INCOMPLETE = "\ufffd"
-_LONGEST_CHARACTER = 4
-"""Bytes of the longest UTF-8 character: more tokens than that at the end are damage, not a
-character to wait for."""
+_DAMAGE = "\ufffd"
+_MOST_OPEN = 3
+"""Bytes of a UTF-8 character that lacks one, and as many U+FFFD at most: what may still become a
+character. More of them at the end are damage."""
+_MOST_HELD = 64
+"""Tokens that the tail holds back, or keeps without text (end tokens), before it lets go."""
 
 
 class Detokenizer:
-    """Text of one sequence, piece by piece. The pieces join to what `decode` says of all tokens."""
+    """Text of one sequence, piece by piece. The pieces join to what `decode` says of all tokens.
+
+    Only where byte tokens form no UTF-8 they may differ: `decode` then gives up a whole run of
+    them, part of which has been shown.
+    """
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
         self._tail: list[int] = []
-        self._num_shown = 0
+        self._num_shown = 0  # tokens of the tail that only keep the others company
+        self._num_given = 0  # characters of the others that were given already
 
     def push(self, token_id: int) -> str:
         """The text that is certain now that `token_id` has come; often empty."""
         self._tail.append(token_id)
-        text = self._text(self._tail)
-        shown = self._text(self._tail[: self._num_shown])
+        text, given = self._new_text(), self._num_given
         num_held = len(self._tail) - self._num_shown
-        if text.endswith(_INCOMPLETE) and num_held <= _LONGEST_CHARACTER:
-            return ""
-        if not text.startswith(shown):
-            return ""
-        self._advance()
-        return text[len(shown) :]
+        num_open = min(len(text) - len(text.rstrip(_DAMAGE)), _MOST_OPEN)
+        if num_open and num_held <= _MOST_HELD:
+            certain = text[: len(text) - num_open]
+            self._num_given = max(given, len(certain))
+            return certain[given:]
+        if text:
+            self._tail = self._tail[self._num_shown :]
+            self._num_shown, self._num_given = len(self._tail), 0
+        elif num_held > _MOST_HELD:
+            self._tail.pop()
+        return text[given:]
 
     def finish(self) -> str:
         """What was held back, damage and all."""
-        text = self._text(self._tail)
-        shown = self._text(self._tail[: self._num_shown])
-        self._tail, self._num_shown = [], 0
-        return text[len(shown) :]
+        text = self._new_text()[self._num_given :]
+        self._tail, self._num_shown, self._num_given = [], 0, 0
+        return text
 
-    def _advance(self) -> None:
-        """All of the tail is shown now; keep the last tokens as the neighbours of the next."""
-        self._tail = self._tail[self._num_shown :]
-        self._num_shown = len(self._tail)
+    def _new_text(self) -> str:
+        """Text of the tokens that are not shown yet, in the company of those that are."""
+        text, shown = self._text(self._tail), self._text(self._tail[: self._num_shown])
+        if text.startswith(shown):
+            return text[len(shown) :]
+        # A byte that fits no character spoils the whole run of byte tokens it ends. What is shown
+        # stays shown, and the new tokens go on by themselves.
+        return self._text(self._tail[self._num_shown :])
 
     def _text(self, token_ids: list[int]) -> str:
         return self._tokenizer.decode(token_ids, self._skip_special_tokens)
