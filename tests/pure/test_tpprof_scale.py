@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tpprof.errors import TraceError
 from tpprof.report.html import render_html
 from tpprof.report.scale import FIXES, Waterfall, apportion, build_waterfalls
-from tpprof.report.scale_text import fixes_of, render_waterfalls
+from tpprof.report.scale_text import render_waterfalls
 from tpprof.results import LEAVES, CollectiveResult, OpResult, Report, Window
 
 from tests.pure.tpprof_reports import one_rank as report_of
@@ -136,6 +136,10 @@ def test_waiting_is_divided_by_whom_and_what_it_was_for() -> None:
         ("wait, other causes", "", 50),
     ]
     assert bars(found)["transfer"] == 40
+    assert [(fix.title, fix.spent_ns) for fix in found.fixes][:2] == [
+        ("wait for rank 1", 400),
+        ("wait for rank 3", 200),
+    ]
 
 
 def test_runs_of_different_length_are_compared_per_window() -> None:
@@ -159,10 +163,10 @@ def test_fixes_come_with_what_they_buy() -> None:
     one = report_of({"memory": 2000, "host": 400})
     two = report_of({"memory": 1000, "host": 400, "comm_transfer": 100})
     found = build_waterfalls({1: one, 2: two})[0]
-    assert [(bar.kind, round(speedup, 3)) for bar, speedup, _ in fixes_of(found)] == [
-        ("host", 1.846), ("transfer", 1.714),
-    ]  # fmt: skip
+    fixes = [(fix.title, fix.spent_ns, round(fix.speedup, 3)) for fix in found.fixes]
+    assert fixes == [("host", 200, 1.846), ("transfer", 100, 1.714)]
     assert found.speedup == pytest.approx(1.6)
+    assert "graphs" in found.fixes[0].remedy
 
 
 def test_gains_are_bars_below_zero() -> None:

@@ -15,6 +15,7 @@ from tpprof.results import Report, Split
 _LEAST_SHARE = 0.01
 """Of the wall: below it nothing is advised."""
 _MOST = 5
+_MOST_DILATION = 1.05
 _SPARSE = 0.5
 """Coverage below which the report asks for a better recording."""
 
@@ -164,6 +165,11 @@ def _recording(report: Report) -> list[str]:
     """What to record or pass so that the next report says more."""
     sentences = []
     least = _LEAST_SHARE * report.wall_ns
+    if report.dilation is not None and report.dilation > _MOST_DILATION:
+        sentences.append(
+            f"The run took {report.dilation:.2f} times as long while it was recorded: believe how "
+            "kernels compare, not gaps and host time. Record without stacks, or with graphs."
+        )
     unmodelled, unsplit = (report.leaves.get(leaf, 0) for leaf in ("unmodelled", "comm_unsplit"))
     if unmodelled > least and report.coverage.flop_model < _SPARSE:
         sentences.append(

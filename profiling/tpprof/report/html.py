@@ -95,9 +95,9 @@ def _masthead(report: Report) -> str:
         ("waiting for ranks", percent(waiting, report.wall_ns), duration(waiting)),
         ("explained", percent(report.coverage.explained, 1), "of the wall"),
         (
-            "slowed by recording",
-            "?" if report.dilation is None else f"{100 * (report.dilation - 1):.1f}%",
-            "not measured" if report.dilation is None else "of the wall",
+            "recording",
+            "?" if report.dilation is None else f"{report.dilation:.2f}x",
+            "not measured" if report.dilation is None else "as long as unrecorded",
         ),
     ]
     figures = "".join(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from tpprof.report.group_order import UNATTRIBUTED, in_order
 from tpprof.report.html_svg import (
     WIDTH,
     chart,
@@ -30,16 +31,19 @@ from tpprof.results import LEAVES, ROLLUP, Group, Split, Window, roll_up
 _LEFT, _RIGHT = 190, 90
 _BAR, _STEP = 22, 30
 _MOST_COLUMNS, _MOST_ROWS, _FEW = 240, 40, 16
-UNATTRIBUTED = "(unattributed)"
 
 
 def word_legend(leaves: Sequence[Mapping[str, int]]) -> str:
     """The words that occur, in their order; waiting for ranks is marked within communication."""
     present = {leaf for each in leaves for leaf, spent in each.items() if spent}
     words = {WORD_OF.get(leaf, "") for leaf in present}
-    names = {word: title for word, title in TITLES.items() if word in words}
-    if "comm_wait" in present:
-        names["wait"] = "of it waiting for a later rank"
+    names: dict[str, str] = {}
+    for word, title in TITLES.items():
+        if word not in words:
+            continue
+        names[word] = title
+        if word == "communication" and "comm_wait" in present:
+            names["wait"] = "communication: waiting for a later rank"
     return legend(names)
 
 
@@ -83,8 +87,9 @@ def _stack(name: str, y: float, scale: float, wall_ns: int, leaves: Mapping[str,
         width = spent * scale
         tip = _segment_tip(name, word, wall_ns, leaves)
         marks.append(rect(x, y, width, _BAR, f"bar {colour}", tip))
-        if width > 40 and colour != "wait":
-            marks.append(label(x + 6, y + 15, percent(spent, wall_ns), "on"))
+        if width > 40:
+            on = "name halo" if colour == "wait" else "on"
+            marks.append(label(x + 6, y + 15, percent(spent, wall_ns), on))
         x += width
     marks.append(label(x + 8, y + 15, f"{milliseconds(wall_ns)} ms", "value"))
     return marks
@@ -182,7 +187,7 @@ def _columns(rows: Sequence[tuple[str, int, Mapping[str, int]]], described: str)
 def group_bars(groups: Sequence[Group], by: str, rank: int) -> str:
     """One rank's groups: columns for many layers or steps, which have an order, else bars. What is
     left out of the picture is told with its time, so that the whole still sums."""
-    rows = [(group.key, group.wall_ns, group.leaves) for group in groups]
+    rows = [(group.key, group.wall_ns, group.leaves) for group in in_order(groups, by)]
     described = f"Wall time of rank {rank} by {by}"
     if by in ("layer", "step") and len(rows) > _FEW:
         shown = [row for row in rows if row[0] != UNATTRIBUTED][:_MOST_COLUMNS]

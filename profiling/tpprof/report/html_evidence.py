@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from tpinfer.config.units import format_rate
+from tpprof.ranks.wait import EARLIER
 from tpprof.report.collective_sums import CollectiveSum
 from tpprof.report.html_svg import (
     WIDTH,
@@ -71,13 +73,13 @@ def collective_bars(sums: Sequence[CollectiveSum]) -> str:
 
 def _facts(one: CollectiveSum) -> list[str]:
     size = f"{one.bytes:,} B" if one.bytes >= 0 else "size unknown"
-    busbw = "" if one.busbw_gbps is None else f", {one.busbw_gbps:.3g} GB/s"
+    busbw = "" if one.busbw_gbps is None else f", {format_rate(one.busbw_gbps * 1e9)}"
     facts = [f"{one.count} x {size}{busbw}"]
     rank, doing, share = one.worst
     if rank >= 0:
         facts.append(f"{percent(share, 1)} of the wait is for rank {rank}")
         if doing:
-            facts.append(f"in {shorten(doing, 34)}")
+            facts.append(shorten(doing.removeprefix(EARLIER), 36))
     if one.method != "matched":
         facts.append("estimated from one rank's file")
     return facts
@@ -173,7 +175,7 @@ def describe_alignment_fact(rank: str, report: Report) -> tuple[str, str]:
 
 
 def _meter(name: str, share: float) -> str:
-    level = "good" if share >= 0.9 else "fair" if share >= 0.5 else "poor"
+    level = "good" if share >= 0.895 else "fair" if share >= 0.5 else "poor"
     filled = element(
         "i", class_=f"filled {level}", style=f"width:{100 * min(max(share, 0), 1):.1f}%"
     )

@@ -54,6 +54,7 @@ class _Axes:
 def roofline(ops: Sequence[OpSum], ceilings: Mapping[str, Any]) -> str:
     """The scatter and its numbers; empty where no op has both FLOPs and bytes."""
     points = [op for op in ops if op.flops > 0 and op.bytes > 0 and op.time_ns > 0]
+    points = [op for op in points if op.bound != "communication"]
     if not points:
         return ""
     rates, levels = _rates(ceilings), _levels(ceilings)
@@ -88,10 +89,13 @@ def _rates(ceilings: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _levels(ceilings: Mapping[str, Any]) -> dict[str, float]:
-    found = ceilings.get("memory") or ()
-    return {
-        str(m.get("name", "memory")): float(m["bytes_per_s"]) for m in found if m["bytes_per_s"]
-    }
+    """Rate by name; levels of one rate are one line."""
+    names: dict[float, list[str]] = {}
+    for level in ceilings.get("memory") or ():
+        rate = float(level.get("bytes_per_s") or 0)
+        if rate > 0:
+            names.setdefault(rate, []).append(str(level.get("name", "memory")))
+    return {", ".join(each): rate for rate, each in names.items()}
 
 
 def _axes(

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from tpprof.report.html_svg import WIDTH, chart, element, label, line, rect, table, text_of
 from tpprof.report.scale import Waterfall
-from tpprof.report.scale_text import fixes_of
 from tpprof.report.wording import milliseconds, percent, plural, printable, shorten
 
 _LEFT, _STEP, _BAR = 230, 34, 22
@@ -34,10 +33,10 @@ def waterfall_chart(one: Waterfall) -> str:
     heads = ("cause", "ms", "speed-up without it", "behind it", "what would remove it")
     rows = [
         (
-            printable(bar.title), milliseconds(bar.spent_ns / one.num_windows),
-            f"{one.speedup:.2f}x to {speedup:.2f}x", shorten(bar.detail, 60), fix,
+            printable(fix.title), milliseconds(fix.spent_ns / one.num_windows),
+            f"{one.speedup:.2f}x to {fix.speedup:.2f}x", shorten(fix.detail, 90), fix.remedy,
         )
-        for bar, speedup, fix in fixes_of(one)
+        for fix in one.fixes
     ]  # fmt: skip
     warnings = "".join(
         element("p", text_of(printable(text)), class_="warning") for text in one.warnings

@@ -71,6 +71,18 @@ class Bar:
 
 
 @dataclass(frozen=True, slots=True)
+class Fix:
+    """What removing a cause would win, if nothing came in its place."""
+
+    title: str
+    spent_ns: int
+    speedup: float
+    """Against the smallest run, without this cause."""
+    detail: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
 class Waterfall:
     """One run against the smallest one. Times are of `num_windows` windows of this run."""
 
@@ -96,10 +108,22 @@ class Waterfall:
         """Ideal over real."""
         return self.ideal_ns / self.real_ns if self.real_ns else 0.0
 
-    def speedup_without(self, bar: Bar) -> float:
-        """Against the smallest run, if this cause were gone and nothing came in its place."""
-        left = self.real_ns - bar.spent_ns
-        return self.tp / self.smallest_tp * self.ideal_ns / left if left > 0 else 0.0
+    @property
+    def fixes(self) -> list["Fix"]:
+        """What costs time, waits for one rank together, the largest first."""
+        costs: dict[tuple[str, int], list[Bar]] = {}
+        for bar in self.bars:
+            if bar.spent_ns > 0:
+                costs.setdefault((bar.kind, bar.rank), []).append(bar)
+        fixes = [self._fix(kind, bars) for (kind, _), bars in costs.items()]
+        return sorted(fixes, key=lambda fix: -fix.spent_ns)
+
+    def _fix(self, kind: str, bars: list[Bar]) -> "Fix":
+        spent = sum(bar.spent_ns for bar in bars)
+        left = self.real_ns - spent
+        speedup = self.tp / self.smallest_tp * self.ideal_ns / left if left > 0 else 0.0
+        detail = ", ".join(bar.detail for bar in bars if bar.detail)
+        return Fix(bars[0].title, spent, speedup, detail, FIXES[kind])
 
 
 def build_waterfalls(runs: Mapping[int, Report]) -> list[Waterfall]:

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from tpprof.report.scale import FIXES, Bar, Waterfall
+from tpprof.report.scale import Waterfall
 from tpprof.report.wording import milliseconds, percent, shorten, wrapped
 
-_PICTURE = 24
+_PICTURE, _MOST_FIXES = 24, 6
 
 
 def render_waterfalls(waterfalls: Sequence[Waterfall]) -> str:
@@ -50,16 +50,14 @@ def _picture(low: int, high: int, width: int) -> str:
     return (" " * begin + "#" * (end - begin)).ljust(_PICTURE)
 
 
-def fixes_of(one: Waterfall) -> list[tuple[Bar, float, str]]:
-    """(bar, speed-up without it, what would remove it) of causes that cost time, largest first."""
-    costly = sorted((bar for bar in one.bars if bar.spent_ns > 0), key=lambda bar: -bar.spent_ns)
-    return [(bar, one.speedup_without(bar), FIXES[bar.kind]) for bar in costly]
-
-
 def _buys(one: Waterfall) -> list[str]:
+    if not one.fixes:
+        return [f"tp={one.tp} lost nothing against tp={one.smallest_tp}."]
     lines = [f"What each fix buys at tp={one.tp} (now {one.speedup:.2f}x), at most"]
-    for bar, speedup, fix in fixes_of(one)[:6]:
-        gained = percent(bar.spent_ns, one.real_ns)
-        lines.append(f"  {shorten(bar.title, 28):<28}{speedup:>6.2f}x  saves {gained:>5} of real")
-        lines += wrapped(fix, 6)
-    return lines if len(lines) > 1 else [f"tp={one.tp} lost nothing against tp={one.smallest_tp}."]
+    for fix in one.fixes[:_MOST_FIXES]:
+        gained = percent(fix.spent_ns, one.real_ns)
+        lines.append(
+            f"  {shorten(fix.title, 28):<28}{fix.speedup:>6.2f}x  saves {gained:>5} of real"
+        )
+        lines += wrapped(fix.remedy, 6)
+    return lines

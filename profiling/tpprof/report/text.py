@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from tpprof.report.group_order import in_order
 from tpprof.report.text_evidence import render_collectives, render_evidence, render_ops
 from tpprof.report.wording import (
     MEANINGS,
@@ -20,8 +21,6 @@ from tpprof.results import LEAVES, Group, Report, Split, Window, roll_up
 _HEADINGS = {"communication": ("communi-", "cation"), "small_kernels": ("small", "kernels")}
 _LABEL, _WALL, _CELL = 11, 10, 13
 _MOST_WINDOWS, _MOST_GROUPS = 12, 40
-ORDERED_KEYS = ("rank", "step", "phase", "layer")
-"""Groupings shown in their own order; others with the largest first."""
 
 
 def render_report(report: Report) -> str:
@@ -121,8 +120,7 @@ def _groups(report: Report) -> str:
         kept = {id(group) for group in ordered[:_MOST_GROUPS]}
         rest = [group for group in groups if id(group) not in kept]
         groups = [group for group in groups if id(group) in kept]
-    if report.by not in ORDERED_KEYS:
-        groups = sorted(groups, key=lambda group: -group.wall_ns)
+    groups = in_order(groups, report.by)
     whose = "every rank" if report.by == "rank" else f"rank {report.rank_shown}"
     lines = _word_heading(f"{whose} by {report.by}")
     lines += [_word_row(group.key, group.wall_ns, roll_up(group.leaves)) for group in groups]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tpinfer.config.units import format_flops, format_rate, format_size, format_time
+from tpprof.ranks.wait import EARLIER
 from tpprof.report.collective_sums import CollectiveSum, sum_collectives
 from tpprof.report.op_sums import OpSum, sum_ops
 from tpprof.report.wording import (
@@ -73,6 +74,7 @@ def _late(one: CollectiveSum) -> str:
     rank, doing, share = one.worst
     if rank < 0:
         return "not told"
+    doing = doing.replace(EARLIER, "in ", 1) if doing.startswith(EARLIER) else doing
     return f"rank {rank} {100 * share:.0f}%" + (f": {shorten(doing, 22)}" if doing else "")
 
 
@@ -151,7 +153,9 @@ def describe_coverage(coverage: Coverage) -> str:
 def describe_alignment(rank: str, one: Alignment) -> str:
     """One rank's clock in one line."""
     if not one.accepted:
-        return f"rank {rank}: not aligned, {one.reason or 'no reason was recorded'}"
+        return f"rank {rank}: not aligned, {printable(one.reason) or 'no reason was recorded'}"
+    if not one.num_samples:
+        return f"rank {rank}: {printable(one.reason) or 'the clock that others are aligned to'}"
     return (
         f"rank {rank}: {duration(one.offset_ns)} off, drift {one.drift_ppm:.2f} ppm, residual "
         f"{duration(one.residual_ns)} over {plural(one.num_samples, 'collective')}"

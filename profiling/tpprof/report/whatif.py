@@ -30,6 +30,12 @@ from tpprof.results import LEAVES, ROLLUP
 PLAN_WAIT = "tpinfer.host plan_wait"
 _STEP = re.compile(r"tpinfer\.step id=(\d+)")
 _MOST_PARTS = 3
+_WORDS = {
+    "compute": "no kernels bound by arithmetic",
+    "memory": "no kernels bound by memory, no copies",
+    "small_kernels": "no small kernels",
+}
+"""Word -> what its removal means, where `no ... time` would not say it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +141,7 @@ class WhatIf:
                 f"--no {cause} is no cause; use wait, wait:RANK, transfer, a word "
                 f"({', '.join(ROLLUP)}), a leaf ({', '.join(LEAVES)}) or host:PART"
             )
-        return f"no {word.replace('_', ' ')} time", self._in_gaps(leaves), nothing[:-1]
+        return _WORDS.get(word, f"no {word} time"), self._in_gaps(leaves), nothing[:-1]
 
     def _cut_communication(
         self, word: str, nothing: np.ndarray
