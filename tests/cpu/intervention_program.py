@@ -2,9 +2,11 @@
 
     python -m tests.cpu.intervention_program '{"directory": ..., "tp": 2, "delay_us": 250, ...}'
 
-delay_us: rank `delay_rank` busy-waits that long before each op named in `delay_ops` (endings of op
-ids). schedule_us: rank 0's scheduler takes that much longer a step. num_tokens, num_steps,
-num_skipped: how much is generated and recorded. Prints the median decode step of rank 0 in ns.
+delay_us: rank `delay_rank` busy-waits that long before each op named in `delay_ops` (endings of
+op ids), and writes how long it really did, per op and step, to delays.json. schedule_us: rank 0's
+scheduler takes that much longer a step. shape: random weights of that shape, not the story model.
+num_tokens, num_steps, num_skipped: how much is generated and recorded. Prints the median decode
+step of rank 0 in ns.
 """
 
 import json
@@ -21,19 +23,21 @@ from tpinfer.launching.ranks import launch
 from tpinfer.launching.seat import Seat, seat_from_environment
 
 
-def busy_wait(duration_us: float) -> None:
-    """Hold the core: sleeping would hand it to the other rank."""
-    until = perf_counter_ns() + int(duration_us * 1e3)
-    while perf_counter_ns() < until:
+def busy_wait(duration_us: float) -> int:
+    """Hold the core: sleeping would hand it to the other rank. Returns the ns it really took."""
+    began = perf_counter_ns()
+    until = began + int(duration_us * 1e3)
+    while (now := perf_counter_ns()) < until:
         continue
+    return now - began
 
 
-def delayed(op: Any, duration_us: float) -> Any:
-    """The op, later."""
+def delayed(op: Any, duration_us: float, taken_ns: list[int]) -> Any:
+    """The op, later; how much later goes to `taken_ns`, a step an entry."""
     from tpinfer.layers.step_inputs import Op
 
     def call(acts: Any, step: Any) -> None:
-        busy_wait(duration_us)
+        taken_ns.append(busy_wait(duration_us))
         op.call(acts, step)
 
     return Op(op.id, call)
@@ -59,14 +63,18 @@ def run(seat: Seat, wanted: dict[str, Any]) -> int:
     )
     with closing(open_engine(config, seat)) as engine:
         worker = engine._worker
+        taken: dict[str, list[int]] = {}
         if wanted.get("delay_us") and seat.rank == wanted["delay_rank"]:
             endings = tuple(wanted["delay_ops"])
+            taken = {op.id: [] for op in worker.program if op.id.endswith(endings)}
             worker.program = [
-                delayed(op, wanted["delay_us"]) if op.id.endswith(endings) else op
+                delayed(op, wanted["delay_us"], taken[op.id]) if op.id in taken else op
                 for op in worker.program
             ]
         if seat.rank:
             engine.serve()
+            if taken:
+                Path(wanted["directory"], "delays.json").write_text(json.dumps(taken))
             return 0
         if wanted.get("schedule_us"):
             plan = engine._scheduler.plan
