@@ -139,7 +139,7 @@ def report_on(found: RankFindings, options: AnalysisOptions) -> Report:
         groups=_groups(found, options.by, wanted) if options.by else [],
         ops=_ops(found, chosen),
         ceilings=_describe_ceilings(found.ceilings),
-        sources=[trace.source for trace in found.traces],
+        sources=list(dict.fromkeys(trace.source for trace in found.traces)),
     )
 
 

@@ -9,11 +9,13 @@ from tpprof.attribute.integrity import check
 from tpprof.attribute.sweep import Recorded, sweep
 from tpprof.attribute.timeline import Timeline
 from tpprof.attribute.windows import HostTimes, host_times
+from tpprof.classify.steps import find_steps
 from tpprof.classify.work import Work
 from tpprof.events import Trace
 from tpprof.ranks.capture import Capture, read_capture
 from tpprof.ranks.clock import Clock, fit_clocks
 from tpprof.ranks.match import Matched, match
+from tpprof.ranks.step_order import same_numbers
 from tpprof.ranks.wait import Ready, Waits, columns_of, divide, estimated, ready_of
 
 
@@ -56,13 +58,16 @@ def prepare_works(
 ) -> RankFindings:
     """Match, align and sweep; `works` in the order of `traces`, which is by rank."""
     floors = floors or LaunchFloors()
-    hosts = [host_times(*pair) for pair in zip(traces, works, strict=True)]
+    steps, works, matching, told = same_numbers(
+        [trace.rank for trace in traces], [find_steps(trace) for trace in traces], works
+    )
+    hosts = [host_times(*one) for one in zip(traces, works, steps, strict=True)]
     recorded = [
         check(trace, work, host.steps)
         for trace, work, host in zip(traces, works, hosts, strict=True)
     ]
     capture = read_capture(trace.source for trace in traces)
-    matched = match(traces, works)
+    matched = match(traces, matching)
     clocks = _clocks(traces, works, matched, recorded, capture)
     waits = divide(matched, works, clocks)
     is_estimated = len(traces) == 1
@@ -79,7 +84,7 @@ def prepare_works(
         traces, works, hosts, recorded, matched, clocks, waits, ready, timelines, capture,
         is_estimated, ceilings, [],
     )  # fmt: skip
-    findings.warnings.extend(_warnings(findings))
+    findings.warnings.extend([*_warnings(findings), *told])
     return findings
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tpprof import intervals
 from tpprof.attribute.timeline import Pieces
 from tpprof.classify.steps import Step
 from tpprof.classify.work import Work
@@ -73,7 +74,7 @@ def group(
         outside_ns = wall_ns - queued_ns - int(pieces.length_ns.sum())
         table[rest, LEAVES.index("unrecorded")] += outside_ns
         ran.append(pieces.owner[pieces.busy])
-    entries = np.unique(np.concatenate(ran)) if ran else np.empty(0, np.int64)
+    entries = intervals.distinct(np.concatenate(ran)) if ran else np.empty(0, np.int64)
     counts = np.bincount(slots[entries], minlength=len(table))
     found = [
         Group(

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from tpprof.attribute.requests import RequestTimes, find_requests, token_ready
-from tpprof.classify.steps import Step, find_steps
+from tpprof.classify.steps import Step
 from tpprof.classify.work import Work
 from tpprof.events import Trace
 from tpprof.ranks.clock import Clock
@@ -55,26 +55,13 @@ class HostTimes:
     tiles: list[tuple[int, int]]
     """Per step, from token-ready to token-ready; the first begins with its annotation."""
     requests: list[RequestTimes]
+    span: Stretch
+    """The window `all`."""
     warnings: list[str] = field(default_factory=list)
 
-    @property
-    def span(self) -> Stretch:
-        """The window `all`."""
-        if self.steps:
-            return Stretch(self.steps[0].start_ns, self.steps[-1].end_ns)
-        trace = self.trace
-        host = ~trace.is_device() & np.array(
-            [not trace.lanes[lane].is_device for lane in trace.lane.tolist()], bool
-        )
-        rows = host if host.any() else np.ones(len(trace), bool)
-        if not rows.any():
-            return Stretch(0, 0)
-        return Stretch(int(trace.start_ns[rows].min()), int(trace.end_ns[rows].max()))
 
-
-def host_times(trace: Trace, work: Work) -> HostTimes:
-    """Steps, token-ready boundaries and requests of one rank."""
-    steps = find_steps(trace)
+def host_times(trace: Trace, work: Work, steps: list[Step]) -> HostTimes:
+    """Token-ready boundaries, requests and the whole span of one rank."""
     ready = token_ready(trace, work, steps)
     begin = [step.start_ns for step in steps[:1]] + ready[:-1]
     tiles = [(min(a, b), b) for a, b in zip(begin, ready, strict=True)]
@@ -84,7 +71,19 @@ def host_times(trace: Trace, work: Work) -> HostTimes:
             f"rank {trace.rank} recorded no host rows: its window runs from the first device row "
             "to the last; record the host too"
         )
-    return HostTimes(trace, steps, tiles, find_requests(trace), warnings)
+    return HostTimes(trace, steps, tiles, find_requests(trace), _span(trace, steps), warnings)
+
+
+def _span(trace: Trace, steps: list[Step]) -> Stretch:
+    if steps:
+        return Stretch(steps[0].start_ns, steps[-1].end_ns)
+    if not len(trace):
+        return Stretch(0, 0)
+    is_thread = np.array([not lane.is_device for lane in trace.lanes], bool)
+    rows = is_thread[trace.lane] & ~trace.is_device()
+    if not rows.any():
+        rows = np.ones(len(trace), bool)
+    return Stretch(int(trace.start_ns[rows].min()), int(trace.end_ns[rows].max()))
 
 
 def wanted_windows(
