@@ -133,13 +133,16 @@ def _load_and_size(
             sample=bind_sample(),
         )
     )
+    num_positions = limits.max_model_len
+    if limits.window is None:  # no sequence outgrows the cache
+        num_positions = min(num_positions, limits.num_blocks * limits.block_size)
     rotary = RotaryTable(
-        *rotary_table(spec, limits.max_model_len, to_torch(choices.compute_dtype), device)
+        *rotary_table(spec, num_positions, to_torch(choices.compute_dtype), device)
     )
     rows = RowStore(
         limits.block_size, spec.sliding_window, limits.window is not None, rotary, device
     )
-    worker = Worker(WorkerParts(program, rows, group, device))
+    worker = Worker(WorkerParts(program, rows, group, device, _collective_sites(ledger)))
     return Assembly(
         config,
         seat,
@@ -153,6 +156,10 @@ def _load_and_size(
         limits,
         worker,
     )
+
+
+def _collective_sites(ledger: CostLedger) -> frozenset[str]:
+    return frozenset(op for op in ledger.op_ids() if ledger.kind(op).is_collective)
 
 
 def make_ledger(
@@ -237,15 +244,11 @@ def _agree_on_memory(
 
 def _limits(config: EngineConfig, spec: ModelSpec, memory: MemoryPlan) -> SchedulerLimits:
     slides = bool(spec.sliding_layers) and all(spec.sliding_layers)
-    capacity = memory.num_blocks * config.block_size
-    longest = config.max_model_len or (
-        spec.max_position if slides else min(spec.max_position, capacity)
-    )
     return SchedulerLimits(
         block_size=config.block_size,
         num_blocks=memory.num_blocks,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
-        max_model_len=longest,
+        max_model_len=config.max_model_len or spec.max_position,
         window=spec.sliding_window if slides else None,
     )
