@@ -1,5 +1,6 @@
 """The tpprof command: help as it was agreed, one line for every mistake, exit codes for CI."""
 
+import gzip
 import json
 import sqlite3
 import subprocess
@@ -9,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tpprof.cli.inputs import ceilings_of
+from tpprof.cli.inputs import GROUPINGS, ceilings_of
 from tpprof.cli.main import ORIENTATION, VERBS, build_parser, main
-from tpprof.report.jsonform import encode_report
+from tpprof.report.jsonform import encode_report, read_report
+from tpprof.report.wording import duration
 
 from tests.pure.golden import check_golden
 from tests.pure.tpprof_reports import one_rank, two_ranks
@@ -186,6 +188,91 @@ def test_export_writes_what_nsight_reads(
         [(count,)] = database.execute("SELECT count(*) FROM CUPTI_ACTIVITY_KIND_KERNEL")
     assert count > 0
     assert main(["export", traces, "--nsys-sqlite", str(out)]) == 2
+
+
+@pytest.mark.parametrize("window", ["all", "steps", "itl"])
+def test_analyze_prints_and_writes_one_finding(
+    window: str, traces: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, out = tmp_path / "report.html", tmp_path / "report.json"
+    argv = ["analyze", traces, "--window", window, "--device", "h100-sxm-80g"]
+    assert main([*argv, "--html", str(page), "--json", str(out)]) == 0
+    said = capsys.readouterr()
+    report = read_report(out)
+    assert len(report.ranks) == 4
+    assert duration(report.wall_ns) in said.out
+    assert f"page written to {page}" in said.err
+    text = page.read_text()
+    for title in ("The wall on every rank", "Window by window", "By layer", "Waiting and transfer"):
+        assert title in text
+    assert "If one cause were gone" in text
+    for written in (text, out.read_text(), said.out):
+        assert SECRET not in written
+    assert main(["diff", str(out), str(out), "--fail-on", "wall:+0%"]) == 0
+
+
+@pytest.mark.parametrize("by", GROUPINGS)
+def test_analyze_by_anything_sums_to_the_wall(
+    by: str, traces: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "report.json"
+    assert main(["analyze", traces, "--by", by, "--json", str(out)]) == 0
+    report = read_report(out)
+    for rank in report.ranks:
+        assert sum(g.wall_ns for g in report.groups if g.rank == rank.rank) == rank.wall_ns
+    assert f"by {by}" in capsys.readouterr().out
+
+
+def test_the_late_rank_is_named_and_whatif_wins_it_back(
+    traces: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    late = SCENARIOS["kernel late"].delays[0].rank
+    out = tmp_path / "whatif.json"
+    assert main(["analyze", traces]) == 0
+    assert f"Rank {late} comes last" in capsys.readouterr().out
+    assert main(["whatif", traces, "--json", str(out)]) == 0
+    found = json.loads(out.read_text())
+    gains = {one["cause"]: one["gain_ns"] for one in found["removals"]}
+    each = {cause: ns for cause, ns in gains.items() if cause.startswith("wait:")}
+    assert max(each, key=lambda cause: each[cause]) == f"wait:{late}"
+    assert main(["whatif", traces, "--no", "wait:99"]) == 2
+
+
+def test_merge_puts_all_ranks_in_one_file(
+    traces: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "merged.json.gz"
+    assert main(["merge", traces, "-o", str(out)]) == 0
+    assert "4 ranks" in capsys.readouterr().out
+    text = gzip.decompress(out.read_bytes())
+    assert SECRET.encode() not in text
+    assert {event["pid"] for event in json.loads(text)["traceEvents"]} == {0, 1, 2, 3}
+
+
+def test_scale_of_traces_of_two_sizes(
+    traces: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_kineto(simulate(SCENARIOS["alone"]), tmp_path / "one", KinetoStyle())
+    page = tmp_path / "scale.html"
+    assert main(["scale", str(tmp_path / "one"), traces, "--html", str(page)]) == 0
+    assert "tp=4 against tp=1" in capsys.readouterr().out
+    assert "What ate the speed-up" in page.read_text()
+
+
+def test_diff_of_traces(traces: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diff", traces, traces, "--fail-on", "wall:+0%"]) == 0
+    assert "per window" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["analyze", "whatif", "merge"])
+def test_damaged_traces_are_told_not_crashed_on(
+    verb: str, traces: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = sorted(Path(traces).iterdir())[0]
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    more = ["-o", str(tmp_path / "m.json")] if verb == "merge" else []
+    assert main([verb, traces, *more]) == 0
+    assert capsys.readouterr().out
 
 
 def test_cards_and_machines_give_ceilings() -> None:

@@ -21,7 +21,15 @@ from tpprof.report.op_sums import fold_layer, sum_ops
 from tpprof.report.scale import build_waterfalls
 from tpprof.report.text import render_report
 from tpprof.report.whatif import Answer, Removal
-from tpprof.report.wording import MEANINGS, WORD_OF, duration, milliseconds, percent, shorten
+from tpprof.report.wording import (
+    MEANINGS,
+    WORD_OF,
+    duration,
+    kernel_label,
+    milliseconds,
+    percent,
+    shorten,
+)
 from tpprof.results import LEAVES, ROLLUP, Report, Window
 
 from tests.pure.golden import check_golden
@@ -330,6 +338,42 @@ def test_durations(spent_ns: int, text: str) -> None:
 @given(st.text(max_size=80), st.integers(8, 60))
 def test_shortened_text_fits(text: str, width: int) -> None:
     assert len(shorten(text, width)) <= width
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("void at::native::reduce<(int)512, f<(a)1>>(int, char*)", "reduce<(int)512, f<(a)1>>"),
+        ("void (anonymous namespace)::fill(int)", "fill"),
+        ("ncclDevKernel_AllReduce_RING_LL(ncclDevArgs*)", "ncclDevKernel_AllReduce_RING_LL"),
+        ("aten::mm", "aten::mm"),
+        ("(odd)", "(odd)"),
+        ("half)", "half)"),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_kernel_names_lose_what_says_little(name: str, shown: str) -> None:
+    assert kernel_label(name, 60) == shown
+
+
+def test_idle_devices_and_lone_copies_get_advice() -> None:
+    text = " ".join(
+        advise(one_rank({"copy": 500, "dependency_wait": 300, "idle_unexplained": 200}))
+    )
+    for said in ("Copies and fills", "another stream", "does not say why"):
+        assert said in text
+
+
+def test_recording_that_changed_the_run_is_said_first_of_all_doubts() -> None:
+    assert "2.33 times as long" in " ".join(advise(one_rank({"host": 9}, dilation=2.334)))
+
+
+def test_what_a_lone_rank_lacks_is_not_claimed() -> None:
+    text = render_report(
+        replace(one_rank({"compute": 7}), clock_alignment={"0": two_ranks().clock_alignment["0"]})
+    )
+    assert "clock" not in text
+    assert "of collectives" not in text
 
 
 @given(st.floats(1e-6, 1e9))

@@ -33,7 +33,7 @@ def advise(report: Report) -> list[str]:
         return []
     ops = sum_ops(report.ops, report.rank_shown)
     findings = [*_waiting(report), *_transfer(report, ops), *_host(shown), *_kernels(report, ops)]
-    findings += _small(report) + _queue(report)
+    findings += [*_small(report), *_idle(report), *_queue(report)]
     least = _LEAST_SHARE * report.wall_ns
     worth = sorted((f for f in findings if f.gain_ns >= least), key=lambda f: -f.gain_ns)
     return [finding.sentence for finding in worth[:_MOST]] + _recording(report)
@@ -148,6 +148,22 @@ def _small(report: Report) -> list[_Finding]:
         )
         findings.append(_Finding(gaps, text))
     return findings
+
+
+_IDLE = {
+    "copy": "Copies and fills, with nothing else running, take {}. Keep tensors where they are "
+    "used; copy from pinned memory on a stream of its own.",
+    "dependency_wait": "The device waits {} for another stream or event. Record the events nearer "
+    "to the work they are for, or drop the ones nobody needs.",
+    "idle_unexplained": "The device is idle for {} and the recording does not say why. Record the "
+    "runtime's calls and stream waits too.",
+}
+"""Leaf -> sentence, with a place for the time."""
+
+
+def _idle(report: Report) -> list[_Finding]:
+    spent = {leaf: report.leaves.get(leaf, 0) for leaf in _IDLE}
+    return [_Finding(ns, _IDLE[leaf].format(_of_wall(report, ns))) for leaf, ns in spent.items()]
 
 
 def _queue(report: Report) -> list[_Finding]:

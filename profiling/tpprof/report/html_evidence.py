@@ -17,12 +17,20 @@ from tpprof.report.html_svg import (
 )
 from tpprof.report.op_sums import OpSum
 from tpprof.report.text_evidence import (
-    COVERED,
-    describe_alignment,
+    clocks_of,
+    covered,
     describe_ceilings,
     describe_dilation,
 )
-from tpprof.report.wording import duration, milliseconds, percent, plural, printable, shorten
+from tpprof.report.wording import (
+    duration,
+    kernel_label,
+    milliseconds,
+    percent,
+    plural,
+    printable,
+    shorten,
+)
 from tpprof.results import Report
 
 _MOST_COLLECTIVES, _MOST_OPS = 12, 20
@@ -121,7 +129,7 @@ def limit_bars(sums: Sequence[OpSum]) -> str:
             f"lost {duration(one.lost_ns)}"
         )
         floor = min(one.floor_ns, one.time_ns)
-        marks.append(label(_LEFT - 10, y + 13, shorten(one.key, 38), "name", "end"))
+        marks.append(label(_LEFT - 10, y + 13, kernel_label(one.key, 38), "name", "end"))
         marks.append(rect(_LEFT, y, one.time_ns * scale, 18, f"bar pale {colour}", tip))
         marks.append(rect(_LEFT, y, floor * scale, 18, f"bar {colour}", tip))
         text = f"{milliseconds(one.lost_ns)} ms lost, {percent(one.floor_ns, one.time_ns)} of limit"
@@ -147,12 +155,9 @@ def limit_bars(sums: Sequence[OpSum]) -> str:
 
 def certainty(report: Report) -> str:
     """Meters of coverage, clocks, ceilings, recorder, sum and warnings."""
-    meters = "".join(
-        _meter(f"{whole} {has}", getattr(report.coverage, name))
-        for name, (whole, has) in COVERED.items()
-    )
+    meters = "".join(_meter(f"{whole} {has}", share) for whole, has, share in covered(report))
     facts = [
-        *(describe_alignment_fact(rank, report) for rank in report.clock_alignment),
+        *(("clock", text) for text in clocks_of(report)),
         ("recorder", describe_dilation(report.dilation)),
         ("sum", f"the leaves and the wall differ by {report.residual_ns} ns"),
     ]
@@ -167,11 +172,6 @@ def certainty(report: Report) -> str:
     )
     found = element("div", meters, class_="meters") if report.method == "trace" else ""
     return found + element("dl", rows) + warnings
-
-
-def describe_alignment_fact(rank: str, report: Report) -> tuple[str, str]:
-    """Label and text of one rank's clock."""
-    return "clock", describe_alignment(rank, report.clock_alignment[rank])
 
 
 def _meter(name: str, share: float) -> str:

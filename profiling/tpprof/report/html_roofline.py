@@ -21,7 +21,7 @@ from tpprof.report.html_svg import (
     text_of,
 )
 from tpprof.report.op_sums import OpSum
-from tpprof.report.wording import duration, milliseconds, percent, shorten
+from tpprof.report.wording import duration, kernel_label, milliseconds, percent
 
 _LEFT, _RIGHT, _TOP, _HEIGHT = 70, 20, 30, 400
 _MOST_LABELS = 6
@@ -182,5 +182,5 @@ def _points(axes: _Axes, points: Sequence[OpSum]) -> list[str]:
             at_right = x < WIDTH - 260
             where = x + radius + 5 if at_right else x - radius - 5
             anchor = "start" if at_right else "end"
-            labels.append(label(where, y + 4, shorten(op.key, 32), "name halo", anchor))
+            labels.append(label(where, y + 4, kernel_label(op.key, 32), "name halo", anchor))
     return marks + labels

@@ -9,6 +9,7 @@ from tpprof.report.collective_sums import CollectiveSum, sum_collectives
 from tpprof.report.op_sums import OpSum, sum_ops
 from tpprof.report.wording import (
     duration,
+    kernel_label,
     milliseconds,
     percent,
     plural,
@@ -16,7 +17,7 @@ from tpprof.report.wording import (
     shorten,
     wrapped,
 )
-from tpprof.results import Alignment, Coverage, Report
+from tpprof.results import Alignment, Report
 
 _MOST_COLLECTIVES, _MOST_OPS, _MOST_RANKS = 8, 12, 8
 COVERED = {
@@ -112,7 +113,7 @@ def _op_line(one: OpSum) -> str:
     lost = milliseconds(one.lost_ns) if one.floor_ns else "?"
     share = percent(one.floor_ns, one.time_ns) if one.floor_ns else "?"
     return (
-        f"{shorten(one.key, 38):<38}{one.count:>7}{milliseconds(one.time_ns):>10}{floor:>10}"
+        f"{kernel_label(one.key, 38):<38}{one.count:>7}{milliseconds(one.time_ns):>10}{floor:>10}"
         f"{lost:>10}{share:>9}  {one.bound}"
     ).rstrip()
 
@@ -121,12 +122,8 @@ def render_evidence(report: Report) -> str:
     """What the statements rest on, and what could not be told."""
     lines = ["How sure this is"]
     if report.method == "trace":
-        lines += _item("coverage", describe_coverage(report.coverage))
-    lines += [
-        line
-        for rank, one in report.clock_alignment.items()
-        for line in _item("clock", describe_alignment(rank, one))
-    ]
+        lines += _item("coverage", describe_coverage(report))
+    lines += [line for text in clocks_of(report) for line in _item("clock", text)]
     lines += _item("recorder", describe_dilation(report.dilation))
     if report.ceilings:
         lines += _item("ceilings", describe_ceilings(report.ceilings))
@@ -141,13 +138,25 @@ def _item(label: str, text: str) -> list[str]:
     return [f"{label:<11}{first[11:]}", *others]
 
 
-def describe_coverage(coverage: Coverage) -> str:
+def covered(report: Report) -> list[tuple[str, str, float]]:
+    """(whole, what the share has, share) of everything that this run has at all."""
+    found = [(whole, has, getattr(report.coverage, name)) for name, (whole, has) in COVERED.items()]
+    communicates = bool(report.collectives or report.rollup.get("communication"))
+    return [one for one in found if communicates or one[0] != "collectives"]
+
+
+def describe_coverage(report: Report) -> str:
     """The shares that the report rests on."""
     by_whole: dict[str, list[str]] = {}
-    for name, (whole, has) in COVERED.items():
-        share = percent(getattr(coverage, name), 1)
-        by_whole.setdefault(whole, []).append(f"{has} {share}")
+    for whole, has, share in covered(report):
+        by_whole.setdefault(whole, []).append(f"{has} {percent(share, 1)}")
     return "; ".join(f"of {whole}: {', '.join(each)}" for whole, each in by_whole.items())
+
+
+def clocks_of(report: Report) -> list[str]:
+    """A line for each rank's clock; none for a rank alone."""
+    found = report.clock_alignment
+    return [describe_alignment(rank, one) for rank, one in found.items()] if len(found) > 1 else []
 
 
 def describe_alignment(rank: str, one: Alignment) -> str:

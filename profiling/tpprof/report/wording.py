@@ -73,6 +73,20 @@ def shorten(text: str, width: int) -> str:
     return f"{text[:head]}..{text[len(text) - (width - 2 - head) :]}"
 
 
+def kernel_label(name: str, width: int) -> str:
+    """A kernel's or op's name for a table: without `void`, parameters and the commonest
+    namespaces."""
+    text = printable(name).removeprefix("void ").replace("(anonymous namespace)::", "")
+    text = text.replace("at::native::", "")
+    depth = 0
+    for place in range(len(text) - 1, 0, -1):
+        depth += (text[place] == ")") - (text[place] == "(")
+        if not depth:
+            text = text[:place] if text[place] == "(" else text
+            break
+    return shorten(text, width)
+
+
 def printable(text: str) -> str:
     """One line without control characters, whatever a trace calls things."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
