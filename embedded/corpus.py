@@ -11,73 +11,11 @@ import random
 from collections.abc import Iterator
 
 NAMES = {
-    "she": [
-        "Anna",
-        "Mia",
-        "Lily",
-        "Rosa",
-        "Clara",
-        "Nora",
-        "Elsa",
-        "Ivy",
-        "Ruth",
-        "Maya",
-        "Tilda",
-        "Greta",
-        "Hanna",
-        "Zoe",
-        "Emma",
-        "Alma",
-    ],
-    "he": [
-        "Ben",
-        "Tom",
-        "Leo",
-        "Max",
-        "Oscar",
-        "Finn",
-        "Hugo",
-        "Emil",
-        "Paul",
-        "Sam",
-        "Otto",
-        "Karl",
-        "Jonas",
-        "Theo",
-        "Noah",
-        "Milo",
-    ],
+    "she": "Anna Mia Lily Rosa Clara Nora Elsa Ivy Ruth Maya Tilda Greta Hanna Zoe Emma Alma".split(),
+    "he": "Ben Tom Leo Max Oscar Finn Hugo Emil Paul Sam Otto Karl Jonas Theo Noah Milo".split(),
 }
-ANIMALS = [
-    "fox",
-    "rabbit",
-    "bear",
-    "mouse",
-    "owl",
-    "hedgehog",
-    "squirrel",
-    "duck",
-    "frog",
-    "badger",
-    "otter",
-    "goose",
-    "cat",
-    "dog",
-]
-TRAITS = [
-    "little",
-    "old",
-    "clever",
-    "shy",
-    "brave",
-    "kind",
-    "curious",
-    "quiet",
-    "cheerful",
-    "patient",
-    "young",
-    "gentle",
-]
+ANIMALS = "fox rabbit bear mouse owl hedgehog squirrel duck frog badger otter goose cat dog".split()
+TRAITS = "little old clever shy brave kind curious quiet cheerful patient young gentle".split()
 PLACES = [
     "the forest",
     "the village",
@@ -121,45 +59,17 @@ WEATHER = {
     "snowy": "Snow was falling, and everything was white and still.",
     "foggy": "A thick fog lay over the land.",
 }
-FOODS = [
-    "bread",
-    "soup",
-    "apples",
-    "cake",
-    "honey",
-    "cheese",
-    "berries",
-    "pancakes",
-    "cookies",
-    "pears",
-]
+FOODS = "bread soup apples cake honey cheese berries pancakes cookies pears".split()
 COLORS = ["red", "blue", "green", "yellow", "white", "black", "brown", "orange"]
 OPPOSITES = {
     "big": "small", "hot": "cold", "day": "night", "up": "down", "happy": "sad", "fast": "slow",
     "old": "young", "open": "closed", "light": "dark", "long": "short",
     "wet": "dry", "loud": "quiet",
 }  # fmt: skip
-NUMBERS = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-]
+NUMBERS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+    "fifteen sixteen seventeen eighteen"
+).split()
 CAPITALS = {
     "France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Germany": "Berlin", "Japan": "Tokyo",
     "Norway": "Oslo", "Austria": "Vienna", "Greece": "Athens", "Egypt": "Cairo", "Poland": "Warsaw",

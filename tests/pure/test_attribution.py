@@ -175,10 +175,20 @@ def test_a_step_that_one_rank_lost_stays_unsplit(missing: int) -> None:
     assert split.leaves["comm_unsplit"] == 1000 * len(collectives())
     assert leaf_sums(split.leaves, "comm_wait", "comm_transfer") == 0
     assert found.warnings == (
-        "1 steps are not on every rank's record: their collectives stay comm_unsplit",
+        "1 step is not on every rank's record: waiting and transfer are told apart there only "
+        "where a rank stamped its own waits",
     )
     whole = attributor(measured).attribute(0, steps[0].end_ns)
     assert "comm_unsplit" not in whole.ranks[0].leaves, "the other step is split as ever"
+
+
+def test_a_ranks_own_stamps_split_what_the_others_lost() -> None:
+    places = collectives()
+    stamped = replace(even_step(2, 0, 0), waits_ns={place: 400 for place in places})
+    measured = [Measurements(0, [stamped], []), Measurements(1, [], [])]
+    split = attributor(measured).attribute(0, stamped.end_ns).ranks[0]
+    assert split.leaves["comm_wait"] == 400 * len(places)
+    assert split.leaves["comm_transfer"] == 600 * len(places)
 
 
 def test_steps_of_different_programs_stay_unsplit() -> None:

@@ -20,12 +20,12 @@ _PACKAGES = {
     "safetensors": "run",
     "tokenizers": "run",
     "jinja2": "run",
-    "numpy": "run",
+    "numpy": "",
     "mpi4py": "mpi",
     "deepspeed": "cpu-collectives",
     "transformers": "test",
 }
-"""Package -> the extra that brings it."""
+"""Package -> the extra that brings it; "" where tpinfer itself does."""
 _NEEDED = ("torch", "tokenizers", "numpy")
 
 
@@ -68,7 +68,8 @@ def _print(
         print(f"  {name:<14}{value}")
     print("\nPackages")
     for name, found in packages.items():
-        print(f"  {name:<14}{found or 'not installed (extra: ' + _PACKAGES[name] + ')'}")
+        extra = f"extra: {_PACKAGES[name]}" if _PACKAGES[name] else "install tpinfer again"
+        print(f"  {name:<14}{found or f'not installed ({extra})'}")
     print(f"\nWhat --tp {tp} would use here")
     for line in choices or ["(needs torch to say)"]:
         print(f"  {line}")

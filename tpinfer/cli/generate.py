@@ -74,7 +74,7 @@ def _check(args: argparse.Namespace, tp: int) -> None:
 def _run_rank(args: argparse.Namespace, seat: "Seat") -> int:
     from tpinfer.engine.llm import open_engine
 
-    config = engine_config(args, args.tp or seat.world)
+    config = engine_config(args, seat.world if args.tp is None else args.tp)
     if seat.rank:
         engine = open_engine(config, seat)
         with closing(engine):

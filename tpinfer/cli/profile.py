@@ -66,14 +66,10 @@ def outputs(args: argparse.Namespace) -> list[str]:
 def record_bench(tp: int, directory: Path, num_steps: int, more: Sequence[str]) -> int:
     """Run `bench latency` on `tp` ranks with a recorder; returns its exit code.
 
-    Traces of an earlier run in `directory` are removed: two runs mixed would be read as one.
     Raises ConfigError for tp below 1.
     """
     if tp < 1:
         raise ConfigError(f"--tp {tp} must be 1 or more")
-    for pattern in ("rank*.trace.json.gz", "rank*.manifest.json", "run.json", "clock-*.json"):
-        for path in directory.glob(pattern):
-            path.unlink()
     command = [sys.executable, "-m", "tpinfer", "bench", "latency", "--tp", str(tp)]
     command += ["--num-iters-warmup", "1", "--num-iters", "1"]
     command += ["--profile", str(directory), "--profile-steps", str(num_steps), *more]

@@ -216,8 +216,10 @@ class Attributor:
                 matched[step_id] = found
         if not num_lost:
             return matched, ()
+        are = "step is" if num_lost == 1 else "steps are"
         text = (
-            f"{num_lost} steps are not on every rank's record: their collectives stay comm_unsplit"
+            f"{num_lost} {are} not on every rank's record: waiting and transfer are told apart "
+            "there only where a rank stamped its own waits"
         )
         return matched, (text,)
 

@@ -26,6 +26,7 @@ from tpinfer.worker.assemble import Assembly
 from tpinfer.worker.capture import Capture
 
 FORMAT_VERSION = 1
+_UNLIMITED = 1e30
 _LEAST_STEPS = 3
 """Steps of each sort that a dilation is computed from."""
 
@@ -86,13 +87,14 @@ class Recording:
                 f"nothing was recorded: the run had {self._num_seen} steps and the first "
                 f"{self._request.num_skipped} were skipped; lower --profile-skip"
             ]
+        _remove_earlier(directory)
         self._tell("profile_write", str(directory))
         for rank, known in enumerate(ceilings):
             _write_json(
                 directory / f"rank{rank}.manifest.json",
                 {
                     "manifest": cost_manifest(assembly.ledger(rank)),
-                    "ceilings": msgspec.to_builtins(known, str_keys=True),
+                    "ceilings": _finite(msgspec.to_builtins(known, str_keys=True)),
                 },
             )
         _write_json(directory / f"clock-{socket.gethostname()}.json", clock_reading(assembly))
@@ -150,6 +152,19 @@ def dilation_of(
         f"the dilation is unknown: {len(decodes)} recorded and {len(others)} other decode steps, "
         f"and it takes {_LEAST_STEPS} of each; generate more tokens or record fewer steps"
     ]
+
+
+def _finite(ceilings: dict[str, object]) -> dict[str, object]:
+    """A rank alone has no limit on communication, and JSON has no infinity."""
+    rate = ceilings["collective_bytes_per_s"]
+    return {**ceilings, "collective_bytes_per_s": min(float(str(rate)), _UNLIMITED)}
+
+
+def _remove_earlier(directory: Path) -> None:
+    """Files of an earlier recording: two runs mixed would be read as one."""
+    for pattern in ("rank*.trace.json.gz", "rank*.manifest.json", "run.json", "clock-*.json"):
+        for path in directory.glob(pattern):
+            path.unlink()
 
 
 def clock_reading(assembly: Assembly) -> dict[str, object]:

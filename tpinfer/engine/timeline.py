@@ -191,6 +191,10 @@ def _step_pieces(
     if collectives is not None:
         mask = classifier.is_collective
         arrived[mask] = np.clip(collectives.arrivals_ns, starts[mask], ends[mask])
+    elif record.waits_ns is not None:  # the rank's own stamps
+        waited = np.zeros(len(starts), dtype=np.int64)
+        waited[list(record.waits_ns)] = list(record.waits_ns.values())
+        arrived = np.minimum(starts + waited, ends)
     else:
         leaves = np.where(classifier.is_collective, np.int8(_UNSPLIT), leaves)
     before = np.concatenate((np.array([record.ops_start_ns]), ends[:-1]))

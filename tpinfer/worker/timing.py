@@ -5,13 +5,14 @@ once the step's tokens are on the host: the step needs that wait anyway. `time.p
 is CLOCK_MONOTONIC on Linux, which all ranks of a host share.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from time import perf_counter_ns
 
 import torch
 
-from tpinfer.layers.step_inputs import Activations, Op, StepInputs
+from tpinfer.collectives.group import Group
+from tpinfer.layers.step_inputs import Activations, Op, OpCall, StepInputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,35 @@ def run_timed(program: Sequence[Op], acts: Activations, step: StepInputs) -> OpT
         op.call(acts, step)
         mark(perf_counter_ns())
     return OpTimes(start, ends, None)
+
+
+class WaitStamps:
+    """How long each collective of a step waited for its last peer, where the group measures that
+    itself: then one rank's record tells waiting from transfer without the others'."""
+
+    def __init__(self, program: Sequence[Op], sites: Collection[str], group: Group) -> None:
+        """sites: ids of the ops that are collectives."""
+        self._stamps: list[int] = []
+        self._places = [i for i, op in enumerate(program) if op.id in sites]
+        self._group = group
+        self.program = [
+            Op(op.id, self._stamped(op.call)) if op.id in sites else op for op in program
+        ]
+
+    def take(self) -> dict[int, int]:
+        """Op index -> ns waited, of the step that ran since the last call."""
+        taken = dict(zip(self._places, self._stamps, strict=True))
+        self._stamps.clear()
+        return taken
+
+    def _stamped(self, call: OpCall) -> OpCall:
+        stamps, group = self._stamps, self._group
+
+        def run(acts: Activations, step: StepInputs) -> None:
+            call(acts, step)
+            stamps.append(group.last_wait_ns or 0)
+
+        return run
 
 
 class DeviceRun:

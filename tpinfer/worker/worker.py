@@ -4,7 +4,7 @@ It knows neither how it was started nor how plans reach it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter_ns
 
 import torch
@@ -18,7 +18,7 @@ from tpinfer.steps.plan import SequenceRecord, StepPlan
 from tpinfer.worker.annotations import Annotate, annotated, step_name
 from tpinfer.worker.host_spans import HostSpans
 from tpinfer.worker.rows import RowStore
-from tpinfer.worker.timing import DeviceRun, OpTimes, run_timed
+from tpinfer.worker.timing import DeviceRun, OpTimes, WaitStamps, run_timed
 
 MAX_RECORDED_STEPS = 8192
 """Steps whose op times a rank keeps until they are asked for; about 3 KB each for a 28-layer
@@ -38,13 +38,19 @@ class WorkerParts:
     rows: RowStore
     group: Group
     device: torch.device
+    collective_sites: frozenset[str] = frozenset()
+    """Ids of the ops in which ranks wait for each other."""
 
 
 class Worker:
     """Runs steps and records when each op ran."""
 
     def __init__(self, parts: WorkerParts) -> None:
+        self._stamps: WaitStamps | None = None
         self.program = parts.program
+        if parts.group.size > 1 and parts.group.last_wait_ns is not None:
+            self._stamps = WaitStamps(parts.program, parts.collective_sites, parts.group)
+            self.program = self._stamps.program
         self.rows = parts.rows
         self.group = parts.group
         self.device = parts.device
@@ -92,7 +98,10 @@ class Worker:
             raise CheckpointError(_NOT_NUMBERS)
         self.rows.commit(plan, tokens)
         self.spans.add("prepare", began, times.start_ns)
-        self.records.append(_record(plan, aggregates, times, perf_counter_ns(), began))
+        record = _record(plan, aggregates, times, perf_counter_ns(), began)
+        if self._stamps is not None:
+            record = replace(record, waits_ns=self._stamps.take())
+        self.records.append(record)
         if len(self.records) > MAX_RECORDED_STEPS:
             self._forget_oldest()
         return tokens
