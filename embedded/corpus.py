@@ -11,11 +11,23 @@ import random
 from collections.abc import Iterator
 
 NAMES = {
-    "she": "Anna Mia Lily Rosa Clara Nora Elsa Ivy Ruth Maya Tilda Greta Hanna Zoe Emma Alma".split(),
-    "he": "Ben Tom Leo Max Oscar Finn Hugo Emil Paul Sam Otto Karl Jonas Theo Noah Milo".split(),
-}
-ANIMALS = "fox rabbit bear mouse owl hedgehog squirrel duck frog badger otter goose cat dog".split()
-TRAITS = "little old clever shy brave kind curious quiet cheerful patient young gentle".split()
+    "she": [
+        "Anna", "Mia", "Lily", "Rosa", "Clara", "Nora", "Elsa", "Ivy", "Ruth", "Maya", "Tilda",
+        "Greta", "Hanna", "Zoe", "Emma", "Alma",
+    ],
+    "he": [
+        "Ben", "Tom", "Leo", "Max", "Oscar", "Finn", "Hugo", "Emil", "Paul", "Sam", "Otto",
+        "Karl", "Jonas", "Theo", "Noah", "Milo",
+    ],
+}  # fmt: skip
+ANIMALS = [
+    "fox", "rabbit", "bear", "mouse", "owl", "hedgehog", "squirrel", "duck", "frog", "badger",
+    "otter", "goose", "cat", "dog",
+]  # fmt: skip
+TRAITS = [
+    "little", "old", "clever", "shy", "brave", "kind", "curious", "quiet", "cheerful",
+    "patient", "young", "gentle",
+]  # fmt: skip
 PLACES = [
     "the forest",
     "the village",
@@ -59,17 +71,20 @@ WEATHER = {
     "snowy": "Snow was falling, and everything was white and still.",
     "foggy": "A thick fog lay over the land.",
 }
-FOODS = "bread soup apples cake honey cheese berries pancakes cookies pears".split()
+FOODS = [
+    "bread", "soup", "apples", "cake", "honey", "cheese", "berries", "pancakes", "cookies",
+    "pears",
+]  # fmt: skip
 COLORS = ["red", "blue", "green", "yellow", "white", "black", "brown", "orange"]
 OPPOSITES = {
     "big": "small", "hot": "cold", "day": "night", "up": "down", "happy": "sad", "fast": "slow",
     "old": "young", "open": "closed", "light": "dark", "long": "short",
     "wet": "dry", "loud": "quiet",
 }  # fmt: skip
-NUMBERS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-    "fifteen sixteen seventeen eighteen"
-).split()
+NUMBERS = [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
+    "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
+]  # fmt: skip
 CAPITALS = {
     "France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Germany": "Berlin", "Japan": "Tokyo",
     "Norway": "Oslo", "Austria": "Vienna", "Greece": "Athens", "Egypt": "Cairo", "Poland": "Warsaw",
