@@ -27,7 +27,9 @@ def recordings(draw: st.DrawFn) -> Meetings:
     arrive = np.cumsum(numbers.integers(0, 1000, shape), axis=0)
     leave = arrive + numbers.integers(-5, 400, shape)
     end = 6000 + numbers.integers(0, 1000, num_ranks)
-    return Meetings(numbers.integers(0, 50, num_ranks), end, arrive, leave, part, source)
+    beside = np.minimum(numbers.integers(0, 300, shape), np.maximum(leave - arrive, 0))
+    start = numbers.integers(0, 50, num_ranks)
+    return Meetings(start, end, arrive, leave, part, source, np.where(leave > arrive, beside, 0))
 
 
 def run(gaps: np.ndarray, holds: np.ndarray) -> Meetings:
@@ -106,6 +108,18 @@ def test_a_sender_is_not_held_up_by_those_who_listen() -> None:
     assert replay(recorded, cut).tolist() == [25, 70]
     assert left_before(recorded).tolist() == [[0, 0], [50, 60]]
     assert lateness_of(recorded).tolist() == [[0, 0]]
+
+
+def test_work_beside_a_meeting_is_done_whatever_the_others_do() -> None:
+    """Both arrive at 10 and 60 and leave at 70; rank 0 computes 40 meanwhile, so without waiting it
+    leaves at 50."""
+    everybody = np.array([[True, True]])
+    recorded = Meetings(
+        np.zeros(2, np.int64), np.array([70, 70]), np.array([[10, 60]]), np.array([[70, 70]]),
+        everybody, everybody, np.array([[40, 0]]),
+    )  # fmt: skip
+    assert replay(recorded).tolist() == [70, 70]
+    assert replay(recorded, np.array([[0, 50], [0, 0]])).tolist() == [50, 20]
 
 
 def test_a_rank_outside_a_meeting_waits_for_nobody() -> None:

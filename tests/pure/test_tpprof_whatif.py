@@ -1,17 +1,27 @@
 """What-if on made-up ranks whose truth is known: removing an injected cause gives the wall of the
 run without it."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
+from tpprof.analyze import AnalysisOptions, prepare
 from tpprof.attribute.findings import RankFindings, prepare_works
 from tpprof.classify.work import WorkKind
+from tpprof.readers.read import read_traces
 from tpprof.report.whatif import PLAN_WAIT, WhatIf
 from tpprof.report.whatif_text import render_whatif
 
 from tests.pure.tpprof_builders import THREAD, Recording
+from tests.traces.catalogue import SCENARIOS
+from tests.traces.kineto import KinetoStyle, write_kineto
+from tests.traces.scenario import CEILINGS
+from tests.traces.simulate import simulate
 from tpinfer.config.errors import ConfigError
 
 TRANSFER_NS, FLOOR_NS = 20_000, 5_000
+LATE = sorted(name for name, scenario in SCENARIOS.items() if scenario.delays)
 NUM_STEPS, NUM_RANKS = 10, 3
 COMPUTE_NS = np.random.default_rng(3).integers(40_000, 60_000, NUM_STEPS).tolist()
 HOST_NS = 30_000
@@ -114,6 +124,24 @@ def test_without_a_cause_all_are_tried_and_the_largest_comes_first() -> None:
 def test_a_cause_that_means_nothing_is_an_error(cause: str) -> None:
     with pytest.raises(ConfigError, match=f"--no {cause}"):
         WhatIf(record()).answer([cause])
+
+
+@pytest.mark.parametrize("name", [name for name in LATE if name != "two groups"])
+def test_gains_on_generated_gpu_runs_are_what_the_run_without_the_delay_wins(
+    name: str, tmp_path: Path
+) -> None:
+    """Graphs, hidden and fused communication, drifting clocks. What chance makes of the rank's
+    lateness in the other run counts too."""
+    scenario = SCENARIOS[name]
+    cause = f"wait:{scenario.delays[0].rank}"
+    answers = []
+    for case, one in (("slow", scenario), ("fast", replace(scenario, delays=()))):
+        write_kineto(simulate(one), tmp_path / case, KinetoStyle())
+        found = prepare(read_traces([tmp_path / case]), AnalysisOptions(ceilings=CEILINGS))
+        answers.append(WhatIf(found).answer([cause]))
+    slow, fast = answers
+    won = slow.removals[0].gain_ns - fast.removals[0].gain_ns
+    assert won == pytest.approx(slow.wall_ns - fast.wall_ns, rel=0.02, abs=2000)
 
 
 def test_a_rank_alone_is_replayed_without_meetings() -> None:

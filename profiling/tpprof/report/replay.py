@@ -5,9 +5,11 @@ at a meeting it goes on when the last source has come, and then holds for as lon
 (the transfer). With g the gaps, x the holds, and S the sources of meeting c:
 
     arrive[c, r] = leave[before, r] + g[c, r]
-    leave[c, r]  = max(arrive[c, r], max over S of arrive[c, s]) + x[c, r]
+    leave[c, r]  = max(arrive[c, r] + w[c, r],
+                       max(arrive[c, r], max over S of arrive[c, s]) + x[c, r])
 
-A collective's sources are all its ranks; a message's source is its sender. The system is max-plus
+w is work that a rank did beside the meeting: communication hidden under compute. A collective's
+sources are all its ranks; a message's source is its sender. The system is max-plus
 linear: with nothing cut it gives back what was recorded to the ns, and cutting more never takes
 longer. What it cannot know: work that would move into the time won, and contention that would go.
 """
@@ -35,6 +37,9 @@ class Meetings:
     """bool [C, R]."""
     is_source: np.ndarray
     """bool [C, R], within takes_part: ranks that others cannot go on without."""
+    beside_ns: np.ndarray | None = None
+    """[C, R]: own work between arrival and leaving, at most what lies between them; None for none
+    anywhere."""
 
     def __len__(self) -> int:
         return len(self.arrive_ns)
@@ -107,6 +112,9 @@ def replay(
     """
     gaps = _cut(gaps_of(meetings), gap_cut_ns)
     holds = _cut(holds_of(meetings), hold_cut_ns)
+    beside = meetings.beside_ns
+    if beside is None:
+        beside = np.zeros(meetings.arrive_ns.shape, np.int64)
     shape = np.broadcast_shapes(gaps.shape[:-2], holds.shape[:-2])
     now = np.broadcast_to(meetings.start_ns, (*shape, len(meetings.start_ns)))
     for c in range(len(meetings)):
@@ -114,6 +122,7 @@ def replay(
         sources = np.where(meetings.is_source[c], arrive, _NEVER)
         complete = sources.max(-1, keepdims=True)
         left = np.maximum(arrive, complete) + holds[..., c, :]
+        left = np.maximum(left, arrive + beside[c])
         now = np.where(meetings.takes_part[c], left, now)
     return now + gaps[..., -1, :]
 

@@ -210,8 +210,27 @@ def _meetings(run: RankFindings) -> tuple[Meetings, np.ndarray, int]:
     never = np.iinfo(np.int64).min
     order = np.argsort(np.where(source, arrive, never).max(1, initial=never), kind="stable")
     order = order[usable[order]]
-    found = Meetings(start, end, arrive[order], leave[order], part[order], source[order])
+    arrive, leave, part = arrive[order], leave[order], part[order]
+    beside = _beside(run, arrive, leave, part)
+    found = Meetings(start, end, arrive, leave, part, source[order], beside)
     return found, floor[order], int((~usable[: len(tables[0][0])]).sum())
+
+
+def _beside(
+    run: RankFindings, arrive: np.ndarray, leave: np.ndarray, part: np.ndarray
+) -> np.ndarray:
+    """int64 [C, R]: compute that hid communication between a rank's arrival and its leaving."""
+    beside = np.zeros(arrive.shape, np.int64)
+    for column, (timeline, clock) in enumerate(zip(run.timelines, run.clocks, strict=True)):
+        pieces = timeline.pieces
+        rows = np.flatnonzero(pieces.hidden)
+        columns = pieces.start_ns[rows], pieces.end_ns[rows]
+        begin, stop = (clock.from_reference(table[:, column]) for table in (arrive, leave))
+        spent = intervals.covered_before(*columns, stop)
+        spent = spent - intervals.covered_before(*columns, begin)
+        longest = np.maximum(leave[:, column] - arrive[:, column], 0)
+        beside[:, column] = np.where(part[:, column], np.clip(spent, 0, longest), 0)
+    return beside
 
 
 _Table = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
