@@ -1,0 +1,30 @@
+"""Rank program that is one `tpinfer` call, in a process that has torch imported already."""
+
+import os
+
+from tests.cpu.ranks import RankOutcome, run_ranks
+from tests.cpu.tpinfer_command import user_environment
+from tpinfer.launching.seat import Seat
+
+
+def call(seat: Seat, argv: list[str], stdin: str | None) -> int:
+    """The exit code of `tpinfer <argv>`, with the file `stdin` as standard input."""
+    from tpinfer.cli.main import main
+
+    if stdin is not None:
+        os.dup2(os.open(stdin, os.O_RDONLY), 0)
+    return main(argv)
+
+
+def quick_generate(run_name: str, *arguments: object, stdin: object = None) -> RankOutcome:
+    """`tpinfer generate` sooner than as a program of its own; `value` is its exit code, `output`
+    the end of both its outputs. `--tp` starts ranks as always.
+    """
+    variables = {"XDG_CACHE_HOME": user_environment()["XDG_CACHE_HOME"]}
+    argv = ["generate", *map(str, arguments)]
+    wanted = {"argv": argv, "stdin": None if stdin is None else str(stdin)}
+    (outcome,) = run_ranks(
+        "tests.cpu.cli_program:call", 1, run_name, wanted, timeout_s=60, variables=variables
+    )
+    assert not outcome.error and not outcome.timed_out, outcome
+    return outcome
