@@ -149,7 +149,7 @@ def _refuse_report(path: Path) -> TraceError:
     export = path.with_suffix(".sqlite")
     return TraceError(
         f"{path} is a report that only Nsight Systems reads; export it and name the export: "
-        f"nsys export --type sqlite --include-blobs true --output {export} {path}"
+        f"nsys export --type sqlite --output {export} {path}"
     )
 
 

@@ -411,8 +411,7 @@ def _sound_part(unpacker: Any, block: bytes) -> Iterator[bytes]:
 
 def _has_long_floats(events: list[Event]) -> bool:
     """Whether times are floats so large that ns are lost: absolute ones, of old recorders."""
-    first = next((event for event in events if event.ph == "X"), None)
-    return first is not None and isinstance(first.ts, float) and first.ts >= EXACT_US
+    return any(isinstance(event.ts, float) and event.ts >= EXACT_US for event in events[:100])
 
 
 def _drop_non_finite(piece: bytes, pattern: re.Pattern[bytes]) -> bytes:
