@@ -93,10 +93,11 @@ def _cannot_be_true(trace: Trace, work: Work, steps: list[Step]) -> np.ndarray:
     issued = np.where(launch >= 0, trace.start_ns[launch], work.start_ns)
     place = step_at(steps, issued)
     longest = np.array([step.end_ns - step.start_ns for step in steps])
-    # A stream runs in order: whoever lasts beyond its successor's end did not really run.
+    # A stream runs in order: whoever lasts beyond its successor's end did not really run. The last
+    # one may be as long as all that the host recorded.
     order = np.lexsort((work.start_ns, work.lane))
-    host_end = trace.end_ns[~trace.is_device()].max(initial=trace.start_ns.min())
-    following = np.full(len(work), host_end)
+    host = np.flatnonzero(~trace.is_device())
+    following = work.start_ns + int(trace.end_ns[host].max() - trace.start_ns[host].min())
     same = work.lane[order][1:] == work.lane[order][:-1]
     following[order[:-1][same]] = work.end_ns[order[1:][same]]
     outlasts = is_kernel & (place >= 0) & (work.end_ns > following)

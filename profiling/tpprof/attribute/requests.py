@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tpprof import intervals
 from tpprof.classify.steps import Step
 from tpprof.classify.work import Work, WorkKind
 from tpprof.events import Kind, Trace
@@ -62,22 +63,25 @@ def token_ready(trace: Trace, work: Work, steps: list[Step]) -> list[int]:
     device-to-host copy, else of that copy, else of the annotation; never before the step before.
     """
     ready = [step.end_ns for step in steps]
-    to_host = np.array(["dtoh" in text.lower().replace(" ", "") or "devicetohost" in text.lower()
-                        for text in trace.strings], bool)  # fmt: skip
+    lower = [text.lower().replace(" ", "") for text in trace.strings]
+    to_host = np.array(["dtoh" in text or "devicetohost" in text for text in lower], bool)
+    waiting = np.array(["synchronize" in t or "memcpywithstream" in t for t in lower], bool)
     copies = np.flatnonzero(work.kind == WorkKind.COPY)
-    copies = copies[to_host[trace.name[work.row[copies]]]] if len(copies) else copies
-    syncs = np.array(["synchronize" in text.lower() or text.startswith("hipMemcpyWithStream")
-                      for text in trace.strings], bool)  # fmt: skip
-    calls = np.flatnonzero((trace.kind == Kind.LAUNCH) & syncs[trace.name] if len(trace) else [])
-    for place, step in enumerate(steps):
-        mine = copies[work.step[copies] == step.number]
-        if len(mine):
-            copied = int(work.end_ns[mine].max())
-            limit = steps[place + 1].end_ns if place + 1 < len(steps) else max(step.end_ns, copied)
-            returned = trace.end_ns[calls]
-            waited = (returned >= copied) & (trace.start_ns[calls] <= max(copied, step.end_ns))
-            waited &= returned <= max(limit, copied)
-            ready[place] = int(returned[waited].min()) if waited.any() else copied
-        if place:
-            ready[place] = max(ready[place], ready[place - 1])
-    return ready
+    if len(copies):
+        copies = copies[to_host[trace.name[work.row[copies]]]]
+    if not len(copies):
+        return np.maximum.accumulate(np.array(ready, np.int64)).tolist()
+    calls = np.flatnonzero((trace.kind == Kind.LAUNCH) & waiting[trace.name])
+    calls = calls[np.argsort(trace.end_ns[calls], kind="stable")]
+    copied = {}
+    for number in intervals.distinct(work.step[copies]).tolist():
+        copied[number] = int(work.end_ns[copies[work.step[copies] == number]].max())
+    ends = [copied.get(step.number) for step in steps]
+    for place, end in enumerate(ends):
+        if end is None:
+            continue
+        call = int(np.searchsorted(trace.end_ns[calls], end))
+        following = next((later for later in ends[place + 1 :] if later is not None), None)
+        seen = call < len(calls) and (following is None or trace.start_ns[calls[call]] < following)
+        ready[place] = int(trace.end_ns[calls[call]]) if seen else end
+    return np.maximum.accumulate(np.array(ready, np.int64)).tolist()

@@ -54,10 +54,10 @@ def _shift(reference: list[Step], other: list[Step]) -> int | None:
     if _agree(reference, other, 0) and len(reference) == len(other):
         return 0
     reach = min(_MOST_SHIFT, max(len(reference), len(other)))
-    fitting = [s for s in range(-reach, reach + 1) if _agree(reference, other, s)]
-    most = max((_overlap(reference, other, s) for s in fitting), default=0)
-    fitting = [s for s in fitting if _overlap(reference, other, s) == most]
-    if not fitting or len(fitting) == 1:
+    least = (min(len(reference), len(other)) + 1) // 2
+    shifts = [s for s in range(-reach, reach + 1) if _overlap(reference, other, s) >= least]
+    fitting = [s for s in shifts if _agree(reference, other, s)]
+    if len(fitting) < 2:
         return fitting[0] if fitting else None
     apart = [abs(_apart_ns(reference, other, shift)) for shift in fitting]
     usual = np.median([step.end_ns - step.start_ns for step in reference])
