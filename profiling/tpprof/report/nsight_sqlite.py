@@ -111,11 +111,20 @@ def write_nsight(path: Path, traces: Sequence[Trace]) -> int:
             _insert(database, "TARGET_INFO_SESSION_START_TIME", [(zero, None, None)])
             for name, rows in _ENUMS.items():
                 _insert(database, name, rows)
+            _drop_empty(database)
             database.commit()
     except sqlite3.Error as error:
         path.unlink(missing_ok=True)
         raise TraceError(f"{path} cannot be written: {error}; name another file") from None
     return count
+
+
+def _drop_empty(database: sqlite3.Connection) -> None:
+    """Nsight makes tables only where there are rows; its reports tell by that what was recorded."""
+    tables = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    for (name,) in tables:
+        if database.execute(f"SELECT NOT EXISTS (SELECT 1 FROM {name})").fetchone()[0]:
+            database.execute(f"DROP TABLE {name}")
 
 
 def _facts() -> list[tuple[str, str]]:
