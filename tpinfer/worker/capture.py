@@ -32,6 +32,7 @@ class Capture:
         """Put NVTX ranges around everything from now on. Raises ConfigError without the package."""
         self._standing = [nvtx_ranges()]
         self._worker.annotate(together(self._standing))
+        self._say_rank()
 
     def start(self) -> None:
         """Begin recording; all ranks leave together. A collective call."""
@@ -48,6 +49,7 @@ class Capture:
         self._worker.annotate(together([*self._standing, torch_ranges()]))
         self._cuda_profiler("cudaProfilerStart")
         self._worker.group.barrier()
+        self._say_rank()
         self.recorded_from_ns = perf_counter_ns()
         self._worker.spans.add("recorder", began_ns, self.recorded_from_ns)
 
@@ -74,6 +76,11 @@ class Capture:
         command = [sys.executable, "-m", "tpinfer.launching.pack_trace", str(raw), str(final)]
         subprocess.run(command, check=True)
         return final
+
+    def _say_rank(self) -> None:
+        """Nothing else in a report of several processes says which rank each is."""
+        group = self._worker.group
+        self._worker.spans.mark(f"tpinfer.rank id={group.rank} world={group.size}")
 
     def _cuda_profiler(self, call: str) -> None:
         """A cudaProfilerApi range, for Nsight's --capture-range."""

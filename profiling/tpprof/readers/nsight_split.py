@@ -7,9 +7,11 @@ than 1 % of what the busiest one of its process got is no rank of its own (a str
 device 0, a copy from a peer): its rows stay with the busiest. Where no process gave a device work
 (CPU ranks), a rank is a process with ranges, and where some have ranges of this project's runtime,
 only those are. Ranks are numbered by device, then by process id; CPU ranks by process id, behind
-the one that says it handed out tokens, which rank 0 does.
+the one that says it handed out tokens, which rank 0 does; by their own word (`tpinfer.rank id=1`)
+where they give it.
 """
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +23,7 @@ from .nsight_tables import distinct_rows, distinct_values
 LEAST_SHARE = 0.01
 """Of the device rows of the busiest, to count as a rank."""
 _OWN_RANGE = "tpinfer."
+_SAID_RANK = re.compile(r"tpinfer\.rank id=(\d+)")
 _RANK_ZERO = ("tpinfer.token", "tpinfer.accept", "tpinfer.admit")
 
 
@@ -111,5 +114,19 @@ def _processes_with_ranges(recording: Recording) -> list[int]:
         is_range &= own[rows.name]
     first = np.array([*(text.startswith(_RANK_ZERO) for text in texts), False], bool)
     zero = set(recording.process[is_range & first[rows.name]].tolist())
+    said = _said_ranks(recording, texts)
     found = distinct_values(recording.process[is_range])[0].tolist()
-    return sorted(found, key=lambda process: (process not in zero, process))
+    return sorted(found, key=lambda process: (said.get(process, 0), process not in zero, process))
+
+
+def _said_ranks(recording: Recording, texts: list[str]) -> dict[int, int]:
+    """Rank that a process of this project's runtime says it is."""
+    numbers = {
+        index: int(found.group(1))
+        for index, text in enumerate(texts)
+        if (found := _SAID_RANK.match(text))
+    }
+    rows = np.flatnonzero(np.isin(recording.rows.name, list(numbers)))
+    return {
+        int(recording.process[row]): numbers[int(recording.rows.name[row])] for row in rows.tolist()
+    }
