@@ -6,6 +6,7 @@ Files that are missing or damaged say nothing; they are no reason to refuse a tr
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -20,6 +21,9 @@ class Capture:
     """Profiled over unprofiled wall."""
     shared_clocks: tuple[frozenset[int], ...] = ()
     """Ranks of one host each: their host rows read one clock."""
+
+
+_Read = TypeVar("_Read")
 
 
 class _Run(msgspec.Struct):
@@ -45,7 +49,7 @@ def read_capture(sources: Iterable[str]) -> Capture:
     return Capture(dilation, tuple(clocks))
 
 
-def _read(path: Path, kind: type) -> _Run | _HostClock | None:
+def _read(path: Path, kind: type[_Read]) -> _Read | None:
     try:
         if path.stat().st_size > _MOST_BYTES:
             return None
