@@ -1,6 +1,7 @@
 """Rank program that is one `tpinfer` call, in a process that has torch imported already."""
 
 import os
+from collections.abc import Mapping
 
 from tests.cpu.ranks import RankOutcome, run_ranks
 from tests.cpu.tpinfer_command import user_environment
@@ -16,15 +17,20 @@ def call(seat: Seat, argv: list[str], stdin: str | None) -> int:
     return main(argv)
 
 
-def quick_generate(run_name: str, *arguments: object, stdin: object = None) -> RankOutcome:
+def quick_generate(
+    run_name: str,
+    *arguments: object,
+    stdin: object = None,
+    variables: Mapping[str, str] | None = None,
+) -> RankOutcome:
     """`tpinfer generate` sooner than as a program of its own; `value` is its exit code, `output`
     the end of both its outputs. `--tp` starts ranks as always.
     """
-    variables = {"XDG_CACHE_HOME": user_environment()["XDG_CACHE_HOME"]}
+    added = {"XDG_CACHE_HOME": user_environment()["XDG_CACHE_HOME"], **(variables or {})}
     argv = ["generate", *map(str, arguments)]
     wanted = {"argv": argv, "stdin": None if stdin is None else str(stdin)}
     (outcome,) = run_ranks(
-        "tests.cpu.cli_program:call", 1, run_name, wanted, timeout_s=60, variables=variables
+        "tests.cpu.cli_program:call", 1, run_name, wanted, timeout_s=60, variables=added
     )
     assert not outcome.error and not outcome.timed_out, outcome
     return outcome

@@ -1,8 +1,7 @@
-"""`tpinfer` as a process of its own, the way a user runs it, and what such a run leaves behind."""
+"""`tpinfer` as a process of its own, the way a user runs it."""
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -65,11 +64,3 @@ def json_lines(source: Path | str) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file, or of such text."""
     text = source if isinstance(source, str) else source.read_text(encoding="utf-8")
     return [json.loads(line) for line in text.split("\n") if line]
-
-
-def segments() -> set[str]:
-    """Files of tpinfer and DeepSpeed in /dev/shm, apart from those that tests of other workers
-    make.
-    """
-    names = {path.name for path in Path("/dev/shm").iterdir() if "tpinfer" in path.name}
-    return {name for name in names if not re.search(r"tpinfer-\d+-test-", name)}
