@@ -187,7 +187,9 @@ def _matched_rows(found: RankFindings) -> list[np.ndarray]:
 
 def _collectives(found: RankFindings, chosen: Sequence[np.ndarray]) -> list[CollectiveResult]:
     if found.is_estimated:
-        comm = np.isin(found.works[0].kind[chosen[0]], (WorkKind.COMM, WorkKind.FUSED_COMM))
+        mine, work = chosen[0], found.works[0]
+        comm = np.isin(work.kind[mine], (WorkKind.COMM, WorkKind.FUSED_COMM))
+        comm &= work.comm_size[mine] != 1
         return estimated_results(found.traces[0], found.works[0], found.ready[0], chosen[0][comm])
     inside = np.zeros(len(found.waits.row), bool)
     for i, rows in enumerate(chosen):

@@ -67,7 +67,7 @@ def solve(built: list[tuple[Trace, Work]], **more: object) -> tuple[Matched, lis
     return matched, clocks, divide(matched, works, clocks)
 
 
-@pytest.mark.parametrize("offset", [0, 7_777, -3_000_000, 10**12])
+@pytest.mark.parametrize("offset", [0, 7_777, -3_000_000, 10**12, 17 * 10**17])
 @pytest.mark.parametrize("drift", [0.0, 50e-6, -100e-6])
 def test_waits_survive_another_clock(offset, drift):
     skews = skews_of(100)
@@ -137,7 +137,7 @@ def test_ranks_of_one_host_share_its_clock():
 
 
 def test_a_clock_maps_there_and_back():
-    clock = Clock(1, 10**18, offset_ns=-5e9, drift=80e-6, reference=0)
+    clock = Clock(1, 10**18, offset_ns=-5_000_000_000, drift=80e-6, reference=0)
     times = 10**18 + np.arange(0, 10**10, 10**8)
     assert np.abs(clock.from_reference(clock.to_reference(times)) - times).max() <= 1
 
@@ -290,10 +290,11 @@ def test_one_file_alone_gives_an_estimate():
     recording.comm("allreduce", 0, 100, floor=30)
     recording.comm("allreduce", 200, 220, floor=30)
     recording.comm("allreduce", 300, 320)
+    recording.comm("allreduce", 400, 420, floor=5, size=1)
     _, work = recording.build()
     ready = estimated(work)
-    assert ready.known.tolist() == [True, True, False]
-    assert ready.at_ns.tolist() == [70, 200, 300]
+    assert ready.known.tolist() == [True, True, False, True]
+    assert ready.at_ns.tolist() == [70, 200, 300, 400]
 
 
 def test_bus_bandwidth_factors():

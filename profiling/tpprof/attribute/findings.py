@@ -156,7 +156,7 @@ def _absent(found: RankFindings) -> list[str]:
                 f"{loose} broadcasts, sends and the like let ranks leave before all have come: "
                 "they stay comm_unsplit"
             )
-    if found.is_estimated and found.ready[0].known.any():
+    if found.is_estimated and (found.ready[0].known & (found.works[0].comm_size != 1)).any():
         told.append(
             "one rank's trace was given: wait and transfer are estimated from a ceiling; give the "
             "traces of all ranks to measure them"

@@ -30,8 +30,8 @@ class Clock:
     rank: int
     start_ns: int
     """First moment of the rank's recording, on its own clock."""
-    offset_ns: float = 0.0
-    """At start_ns."""
+    offset_ns: int = 0
+    """At start_ns. An integer, because clocks may count from moments decades apart."""
     drift: float = 0.0
     residual_ns: int = 0
     """Median distance of the samples from the line."""
@@ -46,20 +46,18 @@ class Clock:
 
     def to_reference(self, times_ns: np.ndarray) -> np.ndarray:
         """int64: moments of this rank's clock on the reference clock."""
-        shift = self.offset_ns + self.drift * (times_ns - self.start_ns)
-        return times_ns + np.rint(shift).astype(np.int64)
+        drifted = np.rint(self.drift * (times_ns - self.start_ns)).astype(np.int64)
+        return times_ns + self.offset_ns + drifted
 
     def from_reference(self, times_ns: np.ndarray) -> np.ndarray:
         """int64: moments of the reference clock on this rank's."""
-        reference_start = self.start_ns + round(self.offset_ns)
-        since = (times_ns - reference_start) / (1 + self.drift)
-        shift = self.offset_ns + self.drift * since
-        return times_ns - np.rint(shift).astype(np.int64)
+        since = (times_ns - (self.start_ns + self.offset_ns)) / (1 + self.drift)
+        return times_ns - self.offset_ns - np.rint(self.drift * since).astype(np.int64)
 
     def alignment(self) -> Alignment:
         """For the report."""
         return Alignment(
-            offset_ns=round(self.offset_ns),
+            offset_ns=self.offset_ns,
             drift_ppm=self.drift * 1e6,
             residual_ns=self.residual_ns,
             accepted=self.accepted,
@@ -137,7 +135,8 @@ def _largest(rows: np.ndarray, num_bytes: np.ndarray) -> np.ndarray:
 def _fit(alone: Clock, base: Clock, ends_ns: np.ndarray, durations_ns: np.ndarray) -> Clock:
     """Columns: this rank, then the one it is fitted to."""
     since = (ends_ns[:, 0] - alone.start_ns).astype(float)
-    apart = (base.to_reference(ends_ns[:, 1]) - ends_ns[:, 0]).astype(float)
+    whole = base.to_reference(ends_ns[:, 1]) - ends_ns[:, 0]
+    apart = (whole - whole[0]).astype(float)
     drift, offset = _line(since, apart)
     residual = float(np.median(np.abs(apart - offset - drift * since)))
     typical = float(np.median(durations_ns.min(1)))
@@ -153,7 +152,7 @@ def _fit(alone: Clock, base: Clock, ends_ns: np.ndarray, durations_ns: np.ndarra
     return Clock(
         rank=alone.rank,
         start_ns=alone.start_ns,
-        offset_ns=offset,
+        offset_ns=int(whole[0]) + round(offset),
         drift=drift,
         residual_ns=round(residual),
         accepted=fitted and base.accepted,

@@ -53,8 +53,13 @@ class Waits:
 
 
 def nothing_ready(work: Work) -> Ready:
-    """No collective can be divided."""
-    return Ready(work.start_ns.copy(), np.zeros(len(work), bool))
+    """No collective can be divided but those of a rank with itself, which waits for nobody."""
+    return Ready(work.start_ns.copy(), _is_comm(work) & (work.comm_size == 1))
+
+
+def _is_comm(work: Work) -> np.ndarray:
+    """bool [n]."""
+    return np.isin(work.kind, (WorkKind.COMM, WorkKind.FUSED_COMM))
 
 
 def columns_of(matched: Matched, values: Sequence[np.ndarray]) -> np.ndarray:
@@ -122,11 +127,11 @@ def ready_of(matched: Matched, waits: Waits, column: int, work: Work) -> Ready:
 
 def estimated(work: Work) -> Ready:
     """One rank's file alone: what a ceiling allows is transfer, at the end; the rest is wait."""
-    is_comm = np.isin(work.kind, (WorkKind.COMM, WorkKind.FUSED_COMM))
-    known = is_comm & (work.floor_ns > 0)
-    duration = work.end_ns - work.start_ns
-    transfer = np.minimum(duration, work.floor_ns)
-    return Ready(np.where(known, work.end_ns - transfer, work.start_ns), known)
+    alone = nothing_ready(work)
+    known = _is_comm(work) & (work.floor_ns > 0) & ~alone.known
+    transfer = np.minimum(work.end_ns - work.start_ns, work.floor_ns)
+    at_ns = np.where(known, work.end_ns - transfer, alone.at_ns)
+    return Ready(at_ns, known | alone.known)
 
 
 def what_last_did(
@@ -165,7 +170,7 @@ def _busiest(work: Work, begun_ns: np.ndarray, until_ns: np.ndarray) -> np.ndarr
     idle for longer than compute, and longer than communication, ran."""
     found = np.full(len(begun_ns), -1, np.int64)
     totals, longest = [], []
-    is_comm = np.isin(work.kind, (WorkKind.COMM, WorkKind.FUSED_COMM))
+    is_comm = _is_comm(work)
     for chosen in (~is_comm, is_comm):
         rows = np.flatnonzero(chosen)
         begin, stop = intervals.first_come(work.start_ns[rows], work.end_ns[rows])
