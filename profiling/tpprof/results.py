@@ -113,7 +113,8 @@ class OpResult:
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """One rank's clock against the reference rank's: t_ref = t + offset_ns + drift * t."""
+    """One rank's clock against the reference rank's: t_ref = t + offset_ns + drift * (t - t0), with
+    t0 the rank's first recorded moment."""
 
     offset_ns: int
     drift_ppm: float
