@@ -84,6 +84,7 @@ DAMAGED = {
             damages=(Damage("lost", 1, 2, first=5, count=1),),
         ),
         Scenario("zero time", num_steps=6, is_graph=True, damages=(Damage("zero", 0, 3, first=4),)),
+        Scenario("eager zero time", num_steps=6, damages=(Damage("zero", 1, 4, first=8),)),
         Scenario("backwards", num_steps=6, damages=(Damage("backwards", 1, 2, first=2),)),
         Scenario("endless", num_steps=6, damages=(Damage("endless", 0, 3, first=6),)),
     )

@@ -42,6 +42,10 @@ class KinetoStyle:
     is_detailed: bool = False
     """vLLM's long step annotation."""
     is_compressed: bool = True
+    has_calls: bool = True
+    """Without them nobody knows when anything was launched."""
+    has_fractions: bool = True
+    """Old recorders wrote absolute time in whole us."""
     shuffle_seed: int | None = None
     """Order of events in the file; None for recorders' own."""
 
@@ -85,7 +89,8 @@ def _write(path: Path, text: str) -> None:
         path.write_text(text)
 
 
-def _us(ns: int) -> str:
+def microseconds(ns: int) -> str:
+    """ns as the us of a file, with all three decimals."""
     sign = "-" if ns < 0 else ""
     return f"{sign}{abs(ns) // 1000}.{abs(ns) % 1000:03d}"
 
@@ -104,11 +109,13 @@ class _RankFile:
 
     def text(self) -> str:
         """The whole file."""
-        events = [*self._host(), *self._calls(), *self._device(), *self._device_ranges()]
+        calls = self._calls() if self.style.has_calls else ()
+        events = [*self._host(), *calls, *self._device(), *self._device_ranges()]
         if self.style.shuffle_seed is not None:
             Random(self.style.shuffle_seed).shuffle(events)
         head = json.dumps(self._head(), indent=1)[:-2]
-        tail = f'"baseTimeNanoseconds": {self.base_ns}, "traceName": "{self.rank.rank}"'
+        base = f'"baseTimeNanoseconds": {self.base_ns}, ' if self.style.has_fractions else ""
+        tail = f'{base}"traceName": "{self.rank.rank}"'
         return f'{head},\n"traceEvents": [\n' + ",\n".join(events) + f"\n], {tail}\n}}\n"
 
     def _head(self) -> dict[str, object]:
@@ -152,12 +159,19 @@ class _RankFile:
 
     def _event(self, category: str, name: str, pid: int, tid: int, times: tuple[int, int]) -> str:
         """The opening of a complete event; arguments and the brace are the caller's."""
-        begin = EPOCH_NS + self.local(times[0])
-        end = EPOCH_NS + self.local(times[1])
+        begin, end = (EPOCH_NS + self.local(at) for at in times)
+        at, ns = self._ts(begin), microseconds(end - begin)
+        if not self.style.has_fractions:
+            ns = str(end // 1000 - begin // 1000)
         return (
             f'{{"ph": "X", "cat": "{category}", "name": {json.dumps(name)}, "pid": {pid}, '
-            f'"tid": {tid}, "ts": {_us(begin - self.base_ns)}, "dur": {_us(end - begin)}'
+            f'"tid": {tid}, "ts": {at}, "dur": {ns}'
         )
+
+    def _ts(self, absolute_ns: int) -> str:
+        if not self.style.has_fractions:
+            return str(absolute_ns // 1000)
+        return microseconds(absolute_ns - self.base_ns)
 
     def _on_thread(
         self, category: str, name: str, times: tuple[int, int], args: Mapping[str, object]
@@ -289,7 +303,7 @@ class _RankFile:
             if row.damage is not None and row.damage.kind == "zero":
                 begun = begun.partition(', "ts"')[0] + ', "ts": 0, "dur": 0'
             yield f'{begun}, "args": {json.dumps(self._row_args(row))}}}'
-            if id(row.call) not in seen:
+            if self.style.has_calls and id(row.call) not in seen:
                 seen.add(id(row.call))
                 yield from self._arrow(row)
 
@@ -298,7 +312,7 @@ class _RankFile:
         ends = [("s", self.pid, self.pid, row.call.start_ns)]
         ends.append(("f", self.rank.rank, row.work.stream, row.start_ns))
         for phase, pid, tid, at in ends:
-            ts = _us(EPOCH_NS + self.local(at) - self.base_ns)
+            ts = self._ts(EPOCH_NS + self.local(at))
             bind = ', "bp": "e"' if phase == "f" else ""
             yield (
                 f'{{"ph": "{phase}", "id": {row.call.correlation}, "pid": {pid}, "tid": {tid}, '

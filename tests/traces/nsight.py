@@ -107,6 +107,10 @@ class NsightStyle:
     """NVTX strings were registered: the text lies in StringIds."""
     pids: tuple[int, ...] = ()
     """Process ids by rank."""
+    device_of_all: int | None = None
+    """Every process sees one device, under this number; None where rank r uses device r."""
+    says_rank: bool = False
+    """Each process marks its rank, as tpinfer does."""
 
 
 def write_nsight(
@@ -177,6 +181,10 @@ class _Export:
     def _global(self, rank: RankRun, tid: int = 0) -> int:
         return MACHINE | self._pid(rank) << 24 | tid
 
+    def _device_id(self, rank: RankRun) -> int:
+        shared = self.style.device_of_all
+        return rank.rank if shared is None else shared
+
     def _about(self, ranks: Sequence[RankRun]) -> None:
         for name, value in (
             ("EXPORT_PRODUCT_NAME", "NVIDIA Nsight Systems"),
@@ -208,18 +216,18 @@ class _Export:
         )
         for number, name in ((PUSH_POP, "NvtxPushPopRange"), (DOMAIN_CREATE, "NvtxDomainCreate")):
             self._insert("ENUM_NSYS_EVENT_TYPE", id=number, name=name, label=name)
-        for rank in ranks:
+        for device in sorted({self._device_id(rank) for rank in ranks}):
             self._insert(
                 "TARGET_INFO_GPU",
                 vmId=0,
-                id=rank.rank,
+                id=device,
                 name="NVIDIA H100 80GB HBM3",
                 l2CacheSize=52_428_800,
                 totalMemory=85_029_158_912,
                 memoryBandwidth=3_352_000_000_000,
                 smCount=NUM_SMS,
                 chipName="GH100",
-                cuDevice=rank.rank,
+                cuDevice=device,
                 computeMajor=9,
                 computeMinor=0,
             )
@@ -241,6 +249,9 @@ class _Export:
 
     def _ranges(self, rank: RankRun) -> Iterator[tuple[int, int, str]]:
         engine = self.style.engine
+        if self.style.says_rank:
+            first = rank.calls[0].start_ns - 1_000_000
+            yield first, first, f"tpinfer.rank id={rank.rank} world={self.run.scenario.num_ranks}"
         for one in rank.ranges:
             if one.kind == "step":
                 yield one.start_ns, one.end_ns, step_name(engine, self.run.scenario, one)
@@ -293,7 +304,7 @@ class _Export:
 
     def _place(self, rank: RankRun, call: HostCall) -> dict[str, object]:
         return {
-            "deviceId": rank.rank,
+            "deviceId": self._device_id(rank),
             "contextId": 1,
             "correlationId": call.correlation,
             "globalPid": self._global(rank),

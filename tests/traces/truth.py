@@ -21,10 +21,18 @@ class Knowledge:
 
     has_shapes: bool = True
     """Whether operators carry shapes; without them no kernel has a cost model."""
+    has_calls: bool = True
+    """Whether launches were recorded; without them nobody knows why a device was idle."""
     present: tuple[int, ...] | None = None
     """Ranks whose files are there; None for all. Collectives of the others cannot be split."""
     launch_floor_ns: int = 5000
     """How long behind a launch call a device may idle before something must explain it."""
+    graph_floor_ns: int = 10_000
+    """The same behind the launch of a graph."""
+
+    def floor_ns(self, row: DeviceRow) -> int:
+        """Of the call that launched a row."""
+        return self.graph_floor_ns if row.node >= 0 else self.launch_floor_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +155,11 @@ class Truth:
     def _cuts(self, rank: int, start: int, end: int) -> list[int]:
         """Every moment at which something may change."""
         local = self.run.ranks[rank].clock.local
-        floor = self.known.launch_floor_ns
         cuts = {start, end}
         for span in self._spans[rank]:
-            cuts |= {span.start, span.end, span.arrival, span.end + floor}
-            cuts |= {span.call_start, span.call_end, span.call_end + floor}
+            cuts |= {span.start, span.end, span.arrival, span.call_start, span.call_end}
+            for floor in (self.known.launch_floor_ns, self.known.graph_floor_ns):
+                cuts |= {span.end + floor, span.call_end + floor}
         for one in self.run.ranks[rank].ranges:
             cuts |= {local(one.start_ns), local(one.end_ns)}
         return sorted(cut for cut in cuts if start <= cut <= end)
@@ -194,6 +202,9 @@ class Truth:
             sums.add("host_tail", ns)
             return
         past = [s for s in spans if s.start <= at]
+        if not self.known.has_calls:
+            sums.add("idle_unexplained", ns)
+            return
         if any(s.row.call is coming.row.call for s in past):
             sums.add("graph_gap", ns)
             return
@@ -204,7 +215,7 @@ class Truth:
             return
         idle_since = max((s.end for s in past), default=coming.call_end)
         launched = max(coming.call_end, idle_since)
-        if at < launched + self.known.launch_floor_ns:
+        if at < launched + self.known.floor_ns(coming.row):
             sums.add("launch_latency", ns)
         else:
             sums.add("dependency_wait" if coming.row.after else "idle_unexplained", ns)
