@@ -1,10 +1,17 @@
 """Ranks are recognised by their launcher's variables, and half-set variables are refused."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from tpinfer.config.environment import RankEnvironment, child_environment, read_environment
+from tpinfer.config.environment import (
+    SPIN_COUNT,
+    RankEnvironment,
+    calm_thread_pools,
+    child_environment,
+    read_environment,
+)
 from tpinfer.config.errors import ConfigError
 
 TORCHRUN = {
@@ -100,3 +107,17 @@ def test_threads_worker_and_gpus():
 
 def test_children_get_the_extra_variables():
     assert child_environment({"TPINFER_X": "1"})["TPINFER_X"] == "1"
+
+
+def test_thread_pools_are_calmed_unless_the_user_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    calm_thread_pools()
+    assert os.environ["GOMP_SPINCOUNT"] == SPIN_COUNT
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    calm_thread_pools()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    calm_thread_pools()
+    assert "GOMP_SPINCOUNT" not in os.environ

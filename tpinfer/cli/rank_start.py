@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from tpinfer.config.environment import read_environment
+from tpinfer.config.environment import calm_thread_pools, read_environment
 from tpinfer.launching.seat import choose_device, count_gpus
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def run_on_ranks(
 
     `check(tp)` refuses what cannot work while nothing has started; `body` is a rank's work.
     """
+    calm_thread_pools()
     environment = read_environment()
     if environment.rank is None:
         tp = 1 if args.tp is None else args.tp

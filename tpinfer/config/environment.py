@@ -67,6 +67,10 @@ class Environment:
     """CUDA_VISIBLE_DEVICES: indices or UUIDs; None where it is unset."""
 
 
+SPIN_COUNT = "2000"
+"""Rounds of libgomp's waiting loop, about 5 us."""
+
+
 def read_environment(environ: Mapping[str, str] | None = None) -> Environment:
     """Read `environ`, by default this process's. Raises ConfigError naming the variable."""
     found = os.environ if environ is None else environ
@@ -96,6 +100,17 @@ def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
 def export_variables(values: Mapping[str, str]) -> None:
     """Set variables of this process, for native libraries that read settings from nowhere else."""
     os.environ.update(values)
+
+
+def calm_thread_pools() -> None:
+    """Let OpenMP's threads spin for some us before they sleep, unless the user has said how long.
+
+    Call before torch is imported. By default they spin for a millisecond and more; where another
+    process wants a core, every op then waits for a thread that cannot run: ten times the time of a
+    token on two cores with one other busy process.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
 
 
 def _rank(found: Mapping[str, str]) -> RankEnvironment | None:
