@@ -9,8 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tpprof.errors import TraceError
 from tpprof.report.html import render_html
-from tpprof.report.scale import FIXES, Waterfall, apportion, build_waterfalls
+from tpprof.report.scale import (
+    FIXES,
+    Waterfall,
+    apportion,
+    build_waterfalls,
+    replayed_causes,
+    with_replay,
+)
 from tpprof.report.scale_text import render_waterfalls
+from tpprof.report.whatif import Answer, Removal
 from tpprof.results import LEAVES, CollectiveResult, OpResult, Report, Window
 
 from tests.pure.tpprof_reports import one_rank as report_of
@@ -136,7 +144,7 @@ def test_waiting_is_divided_by_whom_and_what_it_was_for() -> None:
         ("wait, other causes", "", 50),
     ]
     assert bars(found)["transfer"] == 40
-    assert [(fix.title, fix.spent_ns) for fix in found.fixes][:2] == [
+    assert [(fix.title, fix.saved_ns) for fix in found.fixes][:2] == [
         ("wait for rank 1", 400),
         ("wait for rank 3", 200),
     ]
@@ -163,10 +171,25 @@ def test_fixes_come_with_what_they_buy() -> None:
     one = report_of({"memory": 2000, "host": 400})
     two = report_of({"memory": 1000, "host": 400, "comm_transfer": 100})
     found = build_waterfalls({1: one, 2: two})[0]
-    fixes = [(fix.title, fix.spent_ns, round(fix.speedup, 3)) for fix in found.fixes]
+    fixes = [(fix.title, fix.saved_ns, round(fix.speedup, 3)) for fix in found.fixes]
     assert fixes == [("host", 200, 1.846), ("transfer", 100, 1.714)]
     assert found.speedup == pytest.approx(1.6)
     assert "graphs" in found.fixes[0].remedy
+
+
+def test_what_was_replayed_counts_for_more_than_a_bar() -> None:
+    """The bar is what rank 0 waited; without rank 1 it would wait for the next-latest."""
+    one = report_of({"memory": 2000})
+    met = [meeting(300, 1, "mlp")]
+    two = report_of({"memory": 1000, "comm_wait": 300, "comm_transfer": 80}, collectives=met)
+    found = build_waterfalls({1: one, 2: two})[0]
+    assert replayed_causes(found) == ["transfer", "host", "wait:1"]
+    gains = [Removal("wait:1", "", 0, 400), Removal("transfer", "", 0, 120)]
+    found = with_replay(found, Answer(0, 2760, 2, 9, gains))
+    fixes = [(fix.title, fix.saved_ns, fix.is_replayed) for fix in found.fixes]
+    assert fixes == [("wait for rank 1", 200, True), ("transfer", 60, True)]
+    assert found.fixes[0].speedup == pytest.approx(2 * 1000 / (1380 - 200))
+    assert "by replay" in render_waterfalls([found])
 
 
 def test_gains_are_bars_below_zero() -> None:

@@ -84,10 +84,13 @@ def advised(found: "RankFindings", *options: "AnalysisOptions") -> "Report":
     return report if report.advice else replace(report, advice=advise(report))
 
 
-def report_of(traces: "Sequence[Trace]", args: argparse.Namespace, by: str = "") -> "Report":
-    """The report of a run for a comparison: in the windows asked for where it has any, else of the
-    whole recording."""
+def report_of(
+    traces: "Sequence[Trace]", args: argparse.Namespace, by: str = ""
+) -> "tuple[Report, RankFindings]":
+    """The report of a run for a comparison - in the windows asked for where it has any, else of the
+    whole recording - and what it was made from."""
     from tpprof.analyze import prepare
 
     options = options_of(args, traces, args.window, by)
-    return advised(prepare(traces, options), options, replace(options, window="all"))
+    found = prepare(traces, options)
+    return advised(found, options, replace(options, window="all")), found

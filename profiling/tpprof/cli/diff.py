@@ -59,4 +59,4 @@ def _report(name: str, args: argparse.Namespace) -> "Report":
         from tpprof.report.jsonform import read_report
 
         return read_report(path)
-    return report_of(read_paths([name]), args)
+    return report_of(read_paths([name]), args)[0]

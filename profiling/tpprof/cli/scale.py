@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from tpprof.cli.inputs import (
 )
 
 if TYPE_CHECKING:
+    from tpprof.attribute.findings import RankFindings
     from tpprof.report.scale import Waterfall
     from tpprof.results import Report
 
@@ -55,15 +57,29 @@ def run(args: argparse.Namespace) -> int:
     from tpprof.report.scale_text import render_waterfalls
 
     runs = _runs(args)
-    waterfalls = build_waterfalls(runs)
+    reports = {size: report for size, (report, _) in runs.items()}
+    waterfalls = [_replayed(one, runs[one.tp][1]) for one in build_waterfalls(reports)]
     print(render_waterfalls(waterfalls))
     if args.json:
         write_text(args.json, json.dumps(scale_json(waterfalls), indent=1) + "\n")
     if args.html:
         from tpprof.report.html import render_html
 
-        write_text(args.html, render_html(runs[max(runs)], waterfalls=waterfalls))
+        write_text(args.html, render_html(reports[max(reports)], waterfalls=waterfalls))
+        print(f"page written to {args.html}", file=sys.stderr)
     return 0
+
+
+def _replayed(one: "Waterfall", found: "RankFindings | None") -> "Waterfall":
+    """With gains by replay, where there are traces."""
+    if found is None:
+        return one
+    from tpprof.report.scale import replayed_causes, with_replay
+    from tpprof.report.whatif import WhatIf
+
+    present = {str(trace.rank) for trace in found.traces}
+    causes = [c for c in replayed_causes(one) if ":" not in c or c.split(":")[1] in present]
+    return with_replay(one, WhatIf(found).answer(causes))
 
 
 def scale_json(waterfalls: "list[Waterfall]") -> dict[str, object]:
@@ -77,32 +93,37 @@ def scale_json(waterfalls: "list[Waterfall]") -> dict[str, object]:
     }
 
 
-def _runs(args: argparse.Namespace) -> "dict[int, Report]":
-    """Reports by number of ranks. Raises ConfigError for two runs of one size."""
+def _runs(args: argparse.Namespace) -> "dict[int, tuple[Report, RankFindings | None]]":
+    """By number of ranks the report, and the findings where traces were given.
+
+    Raises ConfigError for two runs of one size.
+    """
     sizes = _sizes(args.sizes, len(args.runs)) if args.sizes else [None] * len(args.runs)
-    found: dict[int, Report] = {}
+    found: dict[int, tuple[Report, RankFindings | None]] = {}
     for name, asked in zip(args.runs, sizes, strict=True):
-        size, report = _run(name, asked, args)
+        size, report, findings = _run(name, asked, args)
         if size in found:
             raise ConfigError(
                 f"{name} is a second run of {size} ranks; give each size once, or say what they "
                 "are with --sizes 1,2,4"
             )
-        found[size] = report
+        found[size] = report, findings
     return found
 
 
-def _run(name: str, size: int | None, args: argparse.Namespace) -> "tuple[int, Report]":
+def _run(
+    name: str, size: int | None, args: argparse.Namespace
+) -> "tuple[int, Report, RankFindings | None]":
     path = Path(name)
     if is_report(path):
         from tpprof.report.jsonform import read_report
 
         report = read_report(path)
-        return size or len(report.ranks), report
+        return size or len(report.ranks), report, None
     traces = read_paths([name])
     size = size or world_of(traces)
     asked = argparse.Namespace(**{**vars(args), "tp": size})
-    return size, report_of(traces, asked, "layer" if args.html else "")
+    return size, *report_of(traces, asked, "layer" if args.html else "")
 
 
 def _sizes(text: str, count: int) -> list[int | None]:

@@ -30,11 +30,12 @@ def waterfall_chart(one: Waterfall) -> str:
         f"{percent(one.efficiency, 1)} of ideal"
     )
     explained = f"Wall of rank {one.rank} in ms{windows}."
-    heads = ("cause", "ms", "speed-up without it", "behind it", "what would remove it")
+    heads = ("cause", "saves ms", "speed-up without it", "behind it", "what would remove it")
     rows = [
         (
-            printable(fix.title), milliseconds(fix.spent_ns / one.num_windows),
-            f"{one.speedup:.2f}x to {fix.speedup:.2f}x", shorten(fix.detail, 90), fix.remedy,
+            printable(fix.title), milliseconds(fix.saved_ns / one.num_windows),
+            f"{one.speedup:.2f}x to {fix.speedup:.2f}x" + (", replayed" if fix.is_replayed else ""),
+            shorten(fix.detail, 90), fix.remedy,
         )
         for fix in one.fixes
     ]  # fmt: skip

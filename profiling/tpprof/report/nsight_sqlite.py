@@ -179,7 +179,7 @@ class _Writer:
         self._global_pid = (1 << 48) | (pid << 24)
         self._zero_ns = zero_ns
         self._names = [strings.number(text) for text in trace.strings]
-        self._domain = strings.number("ops")
+        self._title = strings.number(f"rank {trace.rank}")
         self._process = (self._global_pid, pid, f"rank {trace.rank}")
 
     def write(self) -> int:
@@ -192,6 +192,7 @@ class _Writer:
         ]
         known = {row[0] for row in self._database.execute("SELECT id FROM TARGET_INFO_GPU")}
         insert(self._database, "TARGET_INFO_GPU", [row for row in devices if row[0] not in known])
+        insert(self._database, "ThreadNames", self._thread_names())
         tables = {
             "CUPTI_ACTIVITY_KIND_KERNEL": self._kernels(),
             "CUPTI_ACTIVITY_KIND_MEMCPY": self._copies(),
@@ -307,12 +308,18 @@ class _Writer:
             for times, thread, name, is_op in each
         ]  # fmt: skip
         if any(row[10] == _OPS_DOMAIN for row in found):
+            # Reports take a domain's name from `text` alone.
             domain = (
-                0, None, _DOMAIN_CREATE, None, None, None, None, self._global_pid, None,
-                self._domain, _OPS_DOMAIN, *empty,
+                0, None, _DOMAIN_CREATE, None, None, None, "ops", self._global_pid, None,
+                None, _OPS_DOMAIN, *empty,
             )  # fmt: skip
             found.insert(0, domain)
         return found
+
+    def _thread_names(self) -> list[tuple[object, ...]]:
+        """nameId, priority, globalTid: without names the report of API calls is refused."""
+        rows = self._trace.rows_of(Kind.LAUNCH, Kind.RANGE, Kind.OP)
+        return [(self._title, 0, thread) for thread in sorted(set(self._threads(rows)))]
 
     def _threads(self, rows: np.ndarray) -> list[int]:
         tids = [(lane.tid if lane.tid > 0 else 0) & 0xFFFFFF for lane in self._trace.lanes]

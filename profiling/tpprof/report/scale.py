@@ -13,12 +13,13 @@ A bar below zero is a gain, such as a share that fits a cache.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from tpprof.errors import TraceError
 from tpprof.report.collective_sums import waits_by_cause
 from tpprof.report.op_sums import OpSum, sum_ops
+from tpprof.report.whatif import Answer
 from tpprof.report.wording import printable
 from tpprof.results import ROLLUP, Report
 
@@ -75,11 +76,13 @@ class Fix:
     """What removing a cause would win, if nothing came in its place."""
 
     title: str
-    spent_ns: int
+    saved_ns: int
+    """By replay of the ranks where there was one, else all of the bar."""
     speedup: float
     """Against the smallest run, without this cause."""
     detail: str
     remedy: str
+    is_replayed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,8 @@ class Waterfall:
     real_ns: int
     bars: list[Bar]
     warnings: list[str] = field(default_factory=list)
+    replayed_ns: dict[str, int] = field(default_factory=dict)
+    """Gain by cause as `whatif` names them, where this run's traces were there to be replayed."""
 
     @property
     def speedup(self) -> float:
@@ -115,15 +120,16 @@ class Waterfall:
         for bar in self.bars:
             if bar.spent_ns > 0:
                 costs.setdefault((bar.kind, bar.rank), []).append(bar)
-        fixes = [self._fix(kind, bars) for (kind, _), bars in costs.items()]
-        return sorted(fixes, key=lambda fix: -fix.spent_ns)
+        fixes = [self._fix(kind, rank, bars) for (kind, rank), bars in costs.items()]
+        return sorted(fixes, key=lambda fix: -fix.saved_ns)
 
-    def _fix(self, kind: str, bars: list[Bar]) -> "Fix":
-        spent = sum(bar.spent_ns for bar in bars)
-        left = self.real_ns - spent
+    def _fix(self, kind: str, rank: int, bars: list[Bar]) -> "Fix":
+        replayed = self.replayed_ns.get(f"wait:{rank}" if kind == "wait" else kind)
+        saved = sum(bar.spent_ns for bar in bars) if replayed is None else replayed
+        left = self.real_ns - saved
         speedup = self.tp / self.smallest_tp * self.ideal_ns / left if left > 0 else 0.0
         detail = ", ".join(bar.detail for bar in bars if bar.detail)
-        return Fix(bars[0].title, spent, speedup, detail, FIXES[kind])
+        return Fix(bars[0].title, saved, speedup, detail, FIXES[kind], replayed is not None)
 
 
 def build_waterfalls(runs: Mapping[int, Report]) -> list[Waterfall]:
@@ -179,6 +185,19 @@ def _waterfall(smallest_tp: int, smallest: Report, tp: int, report: Report) -> W
         bars=bars,
         warnings=_doubts(smallest_tp, smallest, tp, report),
     )
+
+
+def with_replay(one: Waterfall, answer: Answer) -> Waterfall:
+    """The same with what removing a late rank, slow transfer or the host wins by replay."""
+    share = Fraction(one.num_windows, answer.num_steps)
+    gains = {removal.cause: round(removal.gain_ns * share) for removal in answer.removals}
+    return replace(one, replayed_ns=gains)
+
+
+def replayed_causes(one: Waterfall) -> list[str]:
+    """What to ask `whatif` for the fixes of this waterfall."""
+    late = {bar.rank for bar in one.bars if bar.kind == "wait" and bar.rank >= 0}
+    return ["transfer", "host", *(f"wait:{rank}" for rank in sorted(late))]
 
 
 def apportion(parts: Mapping[str, Fraction | int], total: int) -> dict[str, int]:

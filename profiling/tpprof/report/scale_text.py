@@ -55,9 +55,10 @@ def _buys(one: Waterfall) -> list[str]:
         return [f"tp={one.tp} lost nothing against tp={one.smallest_tp}."]
     lines = [f"What each fix buys at tp={one.tp} (now {one.speedup:.2f}x), at most"]
     for fix in one.fixes[:_MOST_FIXES]:
-        gained = percent(fix.spent_ns, one.real_ns)
+        gained = percent(fix.saved_ns, one.real_ns)
+        how = " by replay" if fix.is_replayed else ""
         lines.append(
-            f"  {shorten(fix.title, 28):<28}{fix.speedup:>6.2f}x  saves {gained:>5} of real"
+            f"  {shorten(fix.title, 28):<28}{fix.speedup:>6.2f}x  saves {gained:>5} of real{how}"
         )
         lines += wrapped(fix.remedy, 6)
     return lines
