@@ -18,8 +18,10 @@ from tpprof.report.html import render_html
 from tpprof.report.html_svg import ticks
 from tpprof.report.jsonform import decode_report, encode_report, read_report
 from tpprof.report.op_sums import fold_layer, sum_ops
+from tpprof.report.rates import memory_levels
 from tpprof.report.scale import build_waterfalls
 from tpprof.report.text import render_report
+from tpprof.report.text_evidence import describe_ceilings
 from tpprof.report.whatif import Answer, Removal
 from tpprof.report.wording import (
     MEANINGS,
@@ -389,3 +391,28 @@ def test_the_example_adds_up() -> None:
         assert sum(rank.leaves.values()) == rank.wall_ns
     assert sum(g.wall_ns for g in report.groups if g.rank == 0) == report.wall_ns
     assert asdict(report)["rollup"] == report.ranks[0].rollup
+
+
+@pytest.mark.parametrize(
+    "ceilings",
+    [
+        {},
+        {"memory": 5, "flops_per_s": [1], "kernel_floor_s": "x", "origin": 3},
+        {"memory": [7, {}, {"bytes_per_s": "fast"}], "flops_per_s": {"float32": None}},
+        {"memory": [{"bytes_per_s": float("inf")}], "collective_bytes_per_s": float("inf")},
+        {"memory": [{"bytes_per_s": -1.0}], "flops_per_s": {"float32": True}},
+    ],
+)
+def test_ceilings_of_any_shape_are_shown_or_left_out(ceilings: dict[str, object]) -> None:
+    report = replace(two_ranks(), ceilings=ceilings)
+    assert "inf" not in describe_ceilings(ceilings)
+    assert "Roofline" in render_html(report)
+    assert "rank 0 in detail" in render_report(report)
+
+
+def test_levels_of_one_rate_are_one_line() -> None:
+    levels = [{"name": name, "bytes_per_s": rate} for name, rate in (("L2", 9.0), ("L3", 9.0))]
+    assert memory_levels({"memory": [*levels, {"name": "DRAM", "bytes_per_s": 2.0}]}) == {
+        "L2, L3": 9.0,
+        "DRAM": 2.0,
+    }

@@ -6,7 +6,6 @@ Source of the picture: Williams, Waterman and Patterson 2009.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tpinfer.config.units import format_flops, format_rate
 from tpprof.report.html_svg import (
@@ -21,6 +20,7 @@ from tpprof.report.html_svg import (
     text_of,
 )
 from tpprof.report.op_sums import OpSum
+from tpprof.report.rates import flop_rates, memory_levels
 from tpprof.report.wording import duration, kernel_label, milliseconds, percent
 
 _LEFT, _RIGHT, _TOP, _HEIGHT = 70, 20, 30, 400
@@ -51,13 +51,13 @@ class _Axes:
         return _TOP + _HEIGHT * (1 - span)
 
 
-def roofline(ops: Sequence[OpSum], ceilings: Mapping[str, Any]) -> str:
+def roofline(ops: Sequence[OpSum], ceilings: Mapping[str, object]) -> str:
     """The scatter and its numbers; empty where no op has both FLOPs and bytes."""
     points = [op for op in ops if op.flops > 0 and op.bytes > 0 and op.time_ns > 0]
     points = [op for op in points if op.bound != "communication"]
     if not points:
         return ""
-    rates, levels = _rates(ceilings), _levels(ceilings)
+    rates, levels = flop_rates(ceilings), memory_levels(ceilings)
     axes = _axes(points, rates, levels)
     marks = [*_grid(axes), *_ceilings(axes, rates, levels), *_points(axes, points)]
     classes = {
@@ -81,21 +81,6 @@ def roofline(ops: Sequence[OpSum], ceilings: Mapping[str, Any]) -> str:
 def _achieved(op: OpSum) -> float:
     """FLOP/s."""
     return op.flops * 1e9 / op.time_ns
-
-
-def _rates(ceilings: Mapping[str, Any]) -> dict[str, float]:
-    found = ceilings.get("flops_per_s") or {}
-    return {str(dtype): float(rate) for dtype, rate in found.items() if rate}
-
-
-def _levels(ceilings: Mapping[str, Any]) -> dict[str, float]:
-    """Rate by name; levels of one rate are one line."""
-    names: dict[float, list[str]] = {}
-    for level in ceilings.get("memory") or ():
-        rate = float(level.get("bytes_per_s") or 0)
-        if rate > 0:
-            names.setdefault(rate, []).append(str(level.get("name", "memory")))
-    return {", ".join(each): rate for rate, each in names.items()}
 
 
 def _axes(

@@ -1,12 +1,12 @@
 """Parts of the terminal report that the sums rest on: collectives, floors, coverage, clocks."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from tpinfer.config.units import format_flops, format_rate, format_size, format_time
 from tpprof.ranks.wait import EARLIER
 from tpprof.report.collective_sums import CollectiveSum, sum_collectives
 from tpprof.report.op_sums import OpSum, sum_ops
+from tpprof.report.rates import flop_rates, memory_levels, positive
 from tpprof.report.wording import (
     duration,
     kernel_label,
@@ -179,23 +179,19 @@ def describe_dilation(dilation: float | None) -> str:
     return f"the run took {dilation:.3f} times as long while it was recorded{claim}"
 
 
-def describe_ceilings(ceilings: Mapping[str, Any]) -> str:
+def describe_ceilings(ceilings: Mapping[str, object]) -> str:
     """The rates that were used, whichever of them are there."""
-    parts = [
-        f"{level.get('name', 'memory')} {format_rate(float(level['bytes_per_s']))}"
-        for level in ceilings.get("memory") or ()
-        if level.get("bytes_per_s")
-    ]
-    parts += [
-        f"{dtype} {format_flops(float(rate))}"
-        for dtype, rate in (ceilings.get("flops_per_s") or {}).items()
-        if rate
-    ]
-    if ceilings.get("kernel_floor_s"):
-        parts.append(f"a kernel at least {format_time(float(ceilings['kernel_floor_s']))}")
-    if ceilings.get("collective_latency_s"):
-        parts.append(f"a collective {format_time(float(ceilings['collective_latency_s']))}")
-    if ceilings.get("collective_bytes_per_s"):
-        parts.append(f"bus {format_rate(float(ceilings['collective_bytes_per_s']))}")
+    parts = [f"{name} {format_rate(rate)}" for name, rate in memory_levels(ceilings).items()]
+    parts += [f"{dtype} {format_flops(rate)}" for dtype, rate in flop_rates(ceilings).items()]
+    kernel, meeting, bus = (
+        positive(ceilings, key)
+        for key in ("kernel_floor_s", "collective_latency_s", "collective_bytes_per_s")
+    )
+    if kernel is not None:
+        parts.append(f"a kernel at least {format_time(kernel)}")
+    if meeting is not None:
+        parts.append(f"a collective {format_time(meeting)}")
+    if bus is not None:
+        parts.append(f"bus {format_rate(bus)}")
     origin = printable(str(ceilings.get("origin") or "origin not recorded"))
-    return f"{', '.join(parts) or 'none'} ({origin})"
+    return f"{printable(', '.join(parts)) or 'none'} ({origin})"
