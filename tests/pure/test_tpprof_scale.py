@@ -10,19 +10,19 @@ from hypothesis import strategies as st
 from tpprof.errors import TraceError
 from tpprof.report.html import render_html
 from tpprof.report.scale import (
-    FIXES,
     Waterfall,
-    apportion,
     build_waterfalls,
     replayed_causes,
+    seen_from_who_waits,
     with_replay,
 )
+from tpprof.report.scale_causes import FIXES, apportion
 from tpprof.report.scale_text import render_waterfalls
 from tpprof.report.whatif import Answer, Removal
 from tpprof.results import LEAVES, CollectiveResult, OpResult, Report, Window
 
 from tests.pure.tpprof_reports import one_rank as report_of
-from tests.pure.tpprof_reports import ops, two_ranks, windows
+from tests.pure.tpprof_reports import ops, split, two_ranks, windows
 
 BOUNDS = ("compute", "memory", "balanced", "latency", "communication", "unmodelled")
 
@@ -148,6 +148,23 @@ def test_waiting_is_divided_by_whom_and_what_it_was_for() -> None:
         ("wait for rank 1", 400),
         ("wait for rank 3", 200),
     ]
+
+
+def test_a_slow_rank_0_is_seen_by_who_waits_for_it() -> None:
+    """Rank 0's kernels are slow and rank 1 waits: not thin GEMMs but a wait for rank 0."""
+    one = report_of({"memory": 2000}, ops=[op("mlp", 2000, 100)])
+    ranks = [split(0, {"memory": 1500, "comm_transfer": 10})]
+    ranks.append(split(1, {"memory": 1000, "comm_transfer": 10, "comm_wait": 500}))
+    found = CollectiveResult("allreduce", 8, [0, 1], [0, 500], [10, 10], None, 0, "mlp")
+    slow = [op("mlp", 1500, 50), replace(op("mlp", 1000, 50), rank=1)]
+    two = report_of(ranks[0].leaves, ops=slow, collectives=[found])
+    waterfall = build_waterfalls({1: one, 2: replace(two, ranks=ranks)})[0]
+    assert waterfall.rank == 1
+    assert bars(waterfall) == {
+        "unsharded work": 0, "thin GEMMs": 0, "transfer": 10, "wait for rank 0": 500, "host": 0,
+    }  # fmt: skip
+    far = replace(two, ranks=[ranks[0], split(1, {"comm_wait": 9000})])
+    assert seen_from_who_waits(far) is far
 
 
 def test_runs_of_different_length_are_compared_per_window() -> None:

@@ -29,7 +29,8 @@ def waterfall_chart(one: Waterfall) -> str:
         f"tp={one.tp}: {one.speedup:.2f}x as fast as tp={one.smallest_tp}, "
         f"{percent(one.efficiency, 1)} of ideal"
     )
-    explained = f"Wall of rank {one.rank} in ms{windows}."
+    who = ", which waits longest for the others," if one.waits else ""
+    explained = f"Wall of rank {one.rank}{who} in ms{windows}."
     heads = ("cause", "saves ms", "speed-up without it", "behind it", "what would remove it")
     rows = [
         (

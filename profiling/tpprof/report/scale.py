@@ -8,7 +8,8 @@ rank should have had):
     t - s*t1  =  t * (1 - s*w1/w)   unsharded: this rank does more than its share
               +  t * s*w1/w - s*t1  thin: its share takes longer per unit of work
 
-A bar below zero is a gain, such as a share that fits a cache.
+A bar below zero is a gain, such as a share that fits a cache. Ranks in lockstep have one wall; the
+rank that waits longest tells most about it.
 """
 
 import re
@@ -17,58 +18,23 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from tpprof.errors import TraceError
-from tpprof.report.collective_sums import waits_by_cause
-from tpprof.report.op_sums import OpSum, sum_ops
+from tpprof.report.scale_causes import (
+    FIXES,
+    Bar,
+    apportion,
+    collectives_named,
+    host_named,
+    kernel_bars,
+    make_bar,
+    wait_bars,
+)
 from tpprof.report.whatif import Answer
-from tpprof.report.wording import printable
 from tpprof.results import ROLLUP, Report
 
-FIXES = {
-    "unsharded": "shard what every rank repeats (KV heads, norms by sequence, embedding)",
-    "thin_gemms": "use kernels for thin shapes, fuse neighbours, or give them larger batches",
-    "unmodelled": "price these kernels: --model config.json --tp N, or record with shapes",
-    "kernel_gaps": "fewer and larger kernels; programmatic dependent launch",
-    "transfer": "faster collective for these sizes, fewer bytes, or hide it under compute",
-    "unsplit": "pass the traces of all ranks of that run",
-    "wait": "make that rank arrive with the others",
-    "host": "graphs, and preparing the next step while this one runs",
-    "unrecorded": "record again with fewer steps or larger buffers",
-    "queue": "more rows or KV blocks, or more replicas",
-}
-"""Kind of bar -> what would remove it."""
-
-_TITLES = {
-    "unsharded": "unsharded work",
-    "thin_gemms": "thin GEMMs",
-    "unmodelled": "kernels without a model",
-    "kernel_gaps": "gaps and overlap of kernels",
-    "transfer": "transfer",
-    "unsplit": "communication, not split",
-    "wait": "wait",
-    "host": "host",
-    "unrecorded": "unrecorded",
-    "queue": "queue",
-}
 _ALWAYS = ("unsharded", "thin_gemms", "transfer", "wait", "host")
 """Kinds shown even where they are zero."""
 _KERNELS = ("compute", "memory", "copy", "latency", "unmodelled", "graph_gap")
 _HOST = tuple(leaf for leaf in ROLLUP["host"] if leaf != "unrecorded")
-_MOST_CAUSES, _MOST_NAMED = 3, 3
-
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """What one cause adds."""
-
-    kind: str
-    """Key of FIXES."""
-    title: str
-    spent_ns: int
-    """Negative where the larger run gains."""
-    detail: str = ""
-    """Ops or activities behind it, the largest first."""
-    rank: int = -1
-    """Whom a wait was for; -1 for other bars."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +60,7 @@ class Waterfall:
     num_windows: int
     """Steps, or whatever windows were compared; 1 for a whole recording."""
     rank: int
-    """Whose wall it is."""
+    """Whose wall it is: the one that waits longest for the others."""
     ideal_ns: int
     real_ns: int
     bars: list[Bar]
@@ -112,6 +78,11 @@ class Waterfall:
     def efficiency(self) -> float:
         """Ideal over real."""
         return self.ideal_ns / self.real_ns if self.real_ns else 0.0
+
+    @property
+    def waits(self) -> bool:
+        """Whether any waiting for a later rank was found."""
+        return any(bar.kind == "wait" and bar.spent_ns > 0 for bar in self.bars)
 
     @property
     def fixes(self) -> list["Fix"]:
@@ -145,10 +116,32 @@ def build_waterfalls(runs: Mapping[int, Report]) -> list[Waterfall]:
     for tp, report in runs.items():
         if report.wall_ns <= 0:
             raise TraceError(f"the run of tp={tp} has no wall time; pass traces that hold steps")
+    runs = {tp: seen_from_who_waits(report) for tp, report in runs.items()}
     smallest = min(runs)
     return [
         _waterfall(smallest, runs[smallest], tp, runs[tp]) for tp in sorted(runs) if tp != smallest
     ]
+
+
+def seen_from_who_waits(report: Report) -> Report:
+    """The report as the rank that waits longest for the others sees it: its kernels are not the
+    slow ones, and its waiting names whose are. Only ranks with nearly the wall of the rank shown
+    count; without any waiting it stays that rank."""
+    alike = [
+        one for one in report.ranks if 20 * abs(one.wall_ns - report.wall_ns) <= report.wall_ns
+    ]
+    waits = {one.rank: one.leaves.get("comm_wait", 0) for one in alike}
+    shown_wait = waits.get(report.rank_shown, 0)
+    most = max(alike, key=lambda one: (waits[one.rank], -one.rank), default=None)
+    if most is None or waits[most.rank] <= shown_wait:
+        return report
+    return replace(
+        report,
+        rank_shown=most.rank,
+        wall_ns=most.wall_ns,
+        leaves=most.leaves,
+        rollup=most.rollup,
+    )
 
 
 def _waterfall(smallest_tp: int, smallest: Report, tp: int, report: Report) -> Waterfall:
@@ -163,14 +156,14 @@ def _waterfall(smallest_tp: int, smallest: Report, tp: int, report: Report) -> W
     def growth(*leaves: str) -> int:
         return sum(grown.get(leaf, 0) for leaf in leaves)
 
-    bars = _kernel_bars(smallest, report, share, growth(*_KERNELS))
+    bars = kernel_bars(smallest, report, share, growth(*_KERNELS))
     bars += [
-        _bar("transfer", growth("comm_transfer", "fused_comm"), _collectives_named(report)),
-        _bar("unsplit", growth("comm_unsplit")),
-        *_wait_bars(report, growth("comm_wait")),
-        _bar("host", growth(*_HOST), _host_named(report)),
-        _bar("unrecorded", growth("unrecorded")),
-        _bar("queue", growth("queue")),
+        make_bar("transfer", growth("comm_transfer", "fused_comm"), collectives_named(report)),
+        make_bar("unsplit", growth("comm_unsplit")),
+        *wait_bars(report, growth("comm_wait")),
+        make_bar("host", growth(*_HOST), host_named(report)),
+        make_bar("unrecorded", growth("unrecorded")),
+        make_bar("queue", growth("queue")),
     ]
     bars = [bar for bar in bars if bar.spent_ns or bar.kind in _ALWAYS]
     total = ideal_ns + sum(bar.spent_ns for bar in bars)
@@ -198,97 +191,6 @@ def replayed_causes(one: Waterfall) -> list[str]:
     """What to ask `whatif` for the fixes of this waterfall."""
     late = {bar.rank for bar in one.bars if bar.kind == "wait" and bar.rank >= 0}
     return ["transfer", "host", *(f"wait:{rank}" for rank in sorted(late))]
-
-
-def apportion(parts: Mapping[str, Fraction | int], total: int) -> dict[str, int]:
-    """Whole numbers next to `parts` that sum to `total`: floors, and the largest remainders up."""
-    floors = {key: int(part // 1) for key, part in parts.items()}
-    missing = total - sum(floors.values())
-    by_remainder = sorted(parts, key=lambda key: (floors[key] - parts[key], key))
-    for i in range(abs(missing)):
-        key = by_remainder[i % len(by_remainder)] if by_remainder else None
-        if key is None:
-            break
-        floors[key] += 1 if missing > 0 else -1
-    return floors
-
-
-def _bar(kind: str, spent_ns: int, detail: str = "") -> Bar:
-    return Bar(kind, _TITLES[kind], spent_ns, detail)
-
-
-def _kernel_bars(smallest: Report, report: Report, share: Fraction, growth_ns: int) -> list[Bar]:
-    """Four bars that sum to what kernel leaves grew by."""
-    before = {op.key: op for op in sum_ops(smallest.ops, smallest.rank_shown)}
-    after = {op.key: op for op in sum_ops(report.ops, report.rank_shown)}
-    by_kind: dict[str, dict[str, Fraction]] = {"unsharded": {}, "thin_gemms": {}, "unmodelled": {}}
-    for key in dict.fromkeys([*after, *before]):
-        new, old = after.get(key), before.get(key)
-        if "communication" in (new.bound if new else "", old.bound if old else ""):
-            continue
-        for kind, spent in _divide(old, new, share).items():
-            by_kind[kind][key] = spent
-    rounded = {kind: round(sum(each.values(), Fraction(0))) for kind, each in by_kind.items()}
-    rest = growth_ns - sum(rounded.values())
-    if abs(rest) * 1000 <= report.wall_ns and after:
-        rounded["thin_gemms"] += rest
-        rest = 0
-    bars = [_bar(kind, ns, _largest(by_kind[kind])) for kind, ns in rounded.items()]
-    return [*bars, _bar("kernel_gaps", rest)]
-
-
-def _divide(old: OpSum | None, new: OpSum | None, share: Fraction) -> dict[str, Fraction]:
-    """What one op adds, by kind of bar."""
-    old_ns = Fraction(old.time_ns) * share if old else Fraction(0)
-    new_ns = Fraction(new.time_ns) if new else Fraction(0)
-    if old is None or new is None:
-        return {"unmodelled": new_ns - old_ns}
-    for names in ("flops", "bytes") if new.bound == "compute" else ("bytes", "flops"):
-        work, fair = getattr(new, names), getattr(old, names) * share
-        if work > 0 and fair > 0:
-            kept = new_ns * fair / work
-            return {"unsharded": new_ns - kept, "thin_gemms": kept - old_ns}
-    return {"unmodelled": new_ns - old_ns}
-
-
-def _largest(spent: Mapping[str, Fraction]) -> str:
-    """The names behind a bar."""
-    ordered = sorted(spent, key=lambda key: (-abs(spent[key]), key))
-    return ", ".join(printable(key) for key in ordered[:_MOST_NAMED] if spent[key])
-
-
-def _wait_bars(report: Report, growth_ns: int) -> list[Bar]:
-    """What comm_wait grew by, divided like the waiting of this rank by whom and what it was for."""
-    causes = waits_by_cause(report, report.rank_shown)
-    total = sum(causes.values())
-    if not total or growth_ns <= 0:
-        return [_bar("wait", growth_ns)]
-    named = list(causes.items())[:_MOST_CAUSES]
-    parts = {str(i): Fraction(growth_ns * spent, total) for i, (_, spent) in enumerate(named)}
-    parts["others"] = growth_ns - sum(parts.values(), Fraction(0))
-    whole = apportion(parts, growth_ns)
-    bars = []
-    for i, ((rank, doing), _) in enumerate(named):
-        title = f"wait for rank {rank}" if rank >= 0 else "wait, rank not told"
-        bars.append(Bar("wait", title, whole[str(i)], printable(doing), rank))
-    if whole["others"]:
-        bars.append(Bar("wait", "wait, other causes", whole["others"]))
-    return bars
-
-
-def _collectives_named(report: Report) -> str:
-    spent: dict[str, Fraction] = {}
-    for one in report.collectives:
-        if report.rank_shown in one.ranks:
-            took = one.transfer_ns[one.ranks.index(report.rank_shown)]
-            spent[one.name] = spent.get(one.name, Fraction(0)) + took
-    return _largest(spent)
-
-
-def _host_named(report: Report) -> str:
-    shown = next((one for one in report.ranks if one.rank == report.rank_shown), None)
-    parts = shown.host_parts if shown else {}
-    return _largest({part: Fraction(spent) for part, spent in parts.items()})
 
 
 def _doubts(smallest_tp: int, smallest: Report, tp: int, report: Report) -> list[str]:

@@ -17,8 +17,9 @@ def render_waterfalls(waterfalls: Sequence[Waterfall]) -> str:
 
 def _table(one: Waterfall) -> str:
     windows = f", mean of {one.num_windows} windows" if one.num_windows > 1 else ""
+    who = ", which waits most" if one.waits else ""
     lines = wrapped(
-        f"tp={one.tp} against tp={one.smallest_tp} on rank {one.rank}{windows}: "
+        f"tp={one.tp} against tp={one.smallest_tp} on rank {one.rank}{who}{windows}: "
         f"{one.speedup:.2f}x as fast, {percent(one.efficiency, 1)} of ideal",
         0,
     )
