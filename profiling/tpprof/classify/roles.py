@@ -1,9 +1,9 @@
-"""Which op of a decoder each kernel of a foreign step is, told from the order of kernel names.
+"""Which op of a decoder each kernel of a step is, told from the order of kernel names.
 
 A replayed graph carries no shapes and no modules; but a decoder's layers repeat, and the order in
 one is fixed: norm, qkv, rope, attention, out, (reduce,) norm, gate-up, activation, down, (reduce).
 Attention kernels are the anchors. Where their number is not the model's number of layers, or what
-lies between them does not repeat, nothing is claimed, and the reason is given.
+lies between them does not repeat or lacks a product, nothing is claimed, and the reason is given.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,11 @@ from tpprof.classify.work import WorkKind
 
 LEAST_REPEATS = 0.8
 """Share of kernels between two anchors that must be those between the next two, in the median."""
+LONGEST_PATTERN = 6
+"""Layers may alternate, such as five that slide and one that does not."""
+LEAST_COMPLETE = 0.9
+"""Share of layers in which all five of _PRODUCTS must be found."""
+_PRODUCTS = ("attn.qkv", "attn.core", "attn.out", "mlp.gate_up", "mlp.down")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,8 @@ class Roles:
     """Layer per kernel, also where the id is unknown; -1 outside."""
     period: int = 0
     """Kernels of a layer."""
+    num_reduces: int = 0
+    """Layers with a collective behind attention."""
     reason: str = ""
     """Why nothing is claimed."""
 
@@ -38,11 +45,11 @@ def assign_roles(names: Sequence[int], verdicts: Sequence[Verdict], num_layers: 
 
     names: equal numbers for equal names. num_layers: of the model.
     """
-    roles = [verdict.role for verdict in verdicts]
-    if "moe" in roles:
+    tokens = [_token(verdict) for verdict in verdicts]
+    anchors = _anchors(tokens)
+    if anchors and "moe" in tokens[anchors[0] :]:
         return Roles(reason="it has expert layers, which have no model here")
-    anchors = _anchors(roles)
-    if len(anchors) != num_layers:
+    if len(anchors) != num_layers or not anchors:
         return Roles(
             reason=f"{len(anchors)} attention calls were found and the model has {num_layers} "
             "layers; check --model, and whether the step is whole"
@@ -51,162 +58,222 @@ def assign_roles(names: Sequence[int], verdicts: Sequence[Verdict], num_layers: 
     if period is None:
         return Roles(reason="the kernels between attention calls do not repeat from layer to layer")
     walk = _Walk(num_layers)
-    for role, verdict in zip(roles, verdicts, strict=True):
-        walk.step(role, verdict.kind)
-    return Roles(walk.keys, walk.layers, period)
+    for token in tokens[anchors[0] :]:
+        walk.step(token)
+    before = _before_first(tokens[: anchors[0]], walk.qkv_per_layer())
+    keys = [*(key for key, _ in before), *walk.keys]
+    layers = [*(layer for _, layer in before), *walk.layers]
+    lacking = _incomplete(keys, num_layers)
+    if lacking:
+        return Roles(reason=lacking)
+    num_reduces = len({key for key in keys if key.endswith("attn.reduce")})
+    return Roles(keys, layers, period, num_reduces)
 
 
-def _anchors(roles: Sequence[str]) -> list[int]:
-    """First kernel of each run of attention kernels; a merge or reduction behind one, with only
-    small kernels between, belongs to it."""
+def _token(verdict: Verdict) -> str:
+    if verdict.kind == WorkKind.COMM:
+        return "comm"
+    if verdict.kind == WorkKind.FUSED_COMM:
+        return "fused"
+    return verdict.role or "unknown"
+
+
+def _anchors(tokens: Sequence[str]) -> list[int]:
+    """First kernel of each run of attention kernels: a merge or a reduction behind one, with no
+    product between, belongs to it."""
     found: list[int] = []
     apart = True
-    for place, role in enumerate(roles):
-        if role == "attention":
+    for place, token in enumerate(tokens):
+        if token == "attention":
             if apart:
                 found.append(place)
             apart = False
-        elif role == "gemm":
+        elif token == "gemm":
             apart = True
     return found
 
 
 def _period(names: np.ndarray, anchors: Sequence[int]) -> int | None:
-    """Kernels from anchor to anchor; None where neighbours are unlike."""
-    if len(anchors) < 2:
-        return len(names)
+    """Kernels from anchor to anchor; None where no distance makes neighbours alike."""
+    if len(anchors) < 3:
+        return anchors[-1] - anchors[0] or len(names)
     stretches = [names[a:b] for a, b in pairwise(anchors)]
+    best = 0.0
+    for distance in range(1, min(LONGEST_PATTERN, len(stretches) - 1) + 1):
+        pairs = zip(stretches, stretches[distance:], strict=False)
+        best = max(best, float(np.median([_alike(one, two) for one, two in pairs])))
     lengths = [len(one) for one in stretches]
-    alike = []
-    for distance in (1, 2):  # layers may alternate
-        shares = [
-            float((one[: min(len(one), len(two))] == two[: min(len(one), len(two))]).sum())
-            / max(len(one), len(two))
-            for one, two in zip(stretches, stretches[distance:], strict=False)
-        ]
-        alike.append(float(np.median(shares)) if shares else 1.0)
-    return int(np.median(lengths)) if max(alike) >= LEAST_REPEATS else None
+    return int(np.median(lengths)) if best >= LEAST_REPEATS else None
+
+
+def _alike(one: np.ndarray, two: np.ndarray) -> float:
+    shared = min(len(one), len(two))
+    return int((one[:shared] == two[:shared]).sum()) / max(len(one), len(two))
+
+
+def _incomplete(keys: Sequence[str], num_layers: int) -> str:
+    """Which product is missing in too many layers; "" for none."""
+    found = set(keys)
+    for product in _PRODUCTS:
+        have = sum(f"layers.{layer}.{product}" in found for layer in range(num_layers))
+        if have < LEAST_COMPLETE * num_layers:
+            return f"{product} was recognised in {have} of {num_layers} layers only"
+    return ""
+
+
+def _before_first(tokens: Sequence[str], num_products: int) -> list[tuple[str, int]]:
+    """(key, layer) of the kernels ahead of the first attention. Its qkv are the last
+    `num_products` matrix products, as in the layers that follow."""
+    products = [place for place, token in enumerate(tokens) if token == "gemm"]
+    first = products[-num_products:][0] if products else len(tokens)
+    norm = max((i for i in range(first) if tokens[i] in ("norm", "fused")), default=first)
+    found = []
+    for place, token in enumerate(tokens):
+        if place < norm:
+            key = {"embed": "embed", "comm": "embed.reduce"}.get(token, "")
+            found.append((key, -1))
+        elif place < first:
+            key = {"norm": "layers.0.attn.norm", "fused": "embed.reduce"}.get(token, "")
+            found.append((key, -1 if token == "fused" else 0))
+        else:
+            found.append((_of_rope(token, 0), 0))
+    return found
+
+
+def _of_rope(token: str, layer: int) -> str:
+    """Between the first product of qkv and attention."""
+    if token == "gemm":
+        return f"layers.{layer}.attn.qkv"
+    belongs = token in ("rope", "kv_write", "norm", "elementwise", "unknown")
+    return f"layers.{layer}.attn.rope" if belongs else ""
 
 
 class _Walk:
-    """Goes through the kernels and keeps what comes next."""
+    """Goes through the kernels from the first attention on and keeps what comes next."""
 
     def __init__(self, num_layers: int) -> None:
         self.keys: list[str] = []
         self.layers: list[int] = []
         self._num_layers = num_layers
-        self._layer = 0
-        self._next = "start"
-        self._in_attention = False
+        self._layer = -1
+        self._state = "qkv"
 
-    def step(self, role: str, kind: WorkKind) -> None:
+    def qkv_per_layer(self) -> int:
+        """Matrix products of qkv in a layer; 1 where only one layer is there."""
+        counts = [
+            self.keys.count(f"layers.{layer}.attn.qkv") for layer in range(1, self._num_layers)
+        ]
+        return max(int(np.median(counts)), 1) if counts else 1
+
+    def step(self, token: str) -> None:
         """Take one kernel."""
-        if self._in_attention and role in ("gemm", "norm"):
-            self._in_attention, self._next = False, "out"
-        key = self._key(role, kind)
-        inside = self._next not in ("start", "head", "end")
+        if token == "attention" and self._state != "attn":
+            # A layer whose norm went unseen ends here too.
+            if self._state not in ("qkv", "rope") or self._layer < 0:
+                self._layer += 1
+            self._state = "attn"
+        layer = self._layer
+        inside = self._state not in ("head", "end")
+        key = getattr(self, f"_{self._state}")(token)
+        if token == "norm" and self._layer != layer:  # the norm that opens the next layer
+            layer = self._layer
         self.keys.append(key)
-        self.layers.append(self._layer if inside and self._layer < self._num_layers else -1)
-
-    def _key(self, role: str, kind: WorkKind) -> str:
-        if kind in (WorkKind.COMM, WorkKind.FUSED_COMM):
-            return self._communicate(kind)
-        if role == "attention":
-            self._in_attention = True
-            self._next = "core"
-            return self._op("attn.core")
-        handler = {
-            "start": self._start, "qkv": self._qkv, "core": self._rest, "out": self._out,
-            "mlp_norm": self._mlp_norm, "gate_up": self._gate_up, "down": self._down,
-            "next_norm": self._next_norm, "head": self._head, "end": self._end,
-        }[self._next]  # fmt: skip
-        return handler(role)
+        self.layers.append(layer if inside and layer < self._num_layers else -1)
 
     def _op(self, name: str) -> str:
         return f"layers.{self._layer}.{name}"
 
-    def _communicate(self, kind: WorkKind) -> str:
-        fused = kind == WorkKind.FUSED_COMM
-        if self._next in ("core", "mlp_norm", "out"):
-            self._in_attention = False
-            key = self._op("attn.reduce")
-            self._next = "gate_up" if fused else "mlp_norm"
-            return key
-        if self._next in ("next_norm", "down"):
-            key = self._op("mlp.reduce")
-            self._next = "next_norm"
-            if fused:
-                self._leave_layer()
-            return key
-        if self._next == "start":
-            return "embed.reduce"
-        return "head.gather" if self._next in ("head", "end") else ""
-
-    def _leave_layer(self) -> None:
+    def _leave(self) -> None:
         self._layer += 1
-        self._next = "qkv" if self._layer < self._num_layers else "head"
+        self._state = "qkv" if self._layer < self._num_layers else "head"
 
-    def _start(self, role: str) -> str:
-        if role == "norm":
-            self._next = "qkv"
-            return "layers.0.attn.norm"
-        return "embed" if role == "embed" else ""
-
-    def _qkv(self, role: str) -> str:
-        if role == "gemm":
-            return self._op("attn.qkv")
-        if role in ("rope", "kv_write", "norm", "elementwise", "quant"):
-            return self._op("attn.rope")
-        return ""
-
-    def _rest(self, role: str) -> str:
-        return self._op("attn.core") if role in ("elementwise", "kv_write") else ""
-
-    def _out(self, role: str) -> str:
-        if role == "gemm":
-            self._next = "mlp_norm"
+    def _attn(self, token: str) -> str:
+        if token == "gemm":
+            self._state = "out"
             return self._op("attn.out")
-        return ""
-
-    def _mlp_norm(self, role: str) -> str:
-        if role == "gemm":  # the second half of a split product
+        if token == "fused":  # the product and the reduce in one
+            self._state = "out"
             return self._op("attn.out")
-        if role == "norm":
-            self._next = "gate_up"
+        return self._op("attn.core") if token in ("attention", "elementwise", "kv_write") else ""
+
+    def _out(self, token: str) -> str:
+        if token == "gemm":  # the second half of a split product
+            return self._op("attn.out")
+        if token in ("comm", "fused"):
+            self._state = "mlp" if token == "fused" else "out"
+            return self._op("attn.reduce")
+        if token == "norm":
+            self._state = "mlp"
             return self._op("mlp.norm")
         return ""
 
-    def _gate_up(self, role: str) -> str:
-        if role == "gemm":
+    def _mlp(self, token: str) -> str:
+        if token == "gemm":
+            self._state = "gate_up"
+        name = {"gemm": "mlp.gate_up", "norm": "mlp.norm", "comm": "attn.reduce"}.get(token)
+        return self._op(name) if name else ""
+
+    def _gate_up(self, token: str) -> str:
+        if token == "gemm":
             return self._op("mlp.gate_up")
-        if role == "activation":
-            self._next = "down"
+        if token == "activation":
+            self._state = "act"
             return self._op("mlp.act")
+        if token in ("comm", "fused", "norm") and self._take_down():
+            return self._down(token)
         return ""
 
-    def _down(self, role: str) -> str:
-        if role == "gemm":
-            self._next = "next_norm"
+    def _take_down(self) -> bool:
+        """Where the activation is part of a product, the last product was down."""
+        key = self._op("mlp.gate_up")
+        places = [i for i in range(len(self.keys) - 1, -1, -1) if self.keys[i] == key]
+        if len(places) < 2:
+            return False
+        self.keys[places[0]] = self._op("mlp.down")
+        self._state = "down"
+        return True
+
+    def _act(self, token: str) -> str:
+        if token == "gemm":
+            self._state = "down"
             return self._op("mlp.down")
-        return ""
-
-    def _next_norm(self, role: str) -> str:
-        if role == "gemm":
+        if token == "fused":
+            self._state = "down"
             return self._op("mlp.down")
-        if role == "norm":
-            self._leave_layer()
-            if self._next == "head":
-                return "final_norm"
-            return self._op("attn.norm")
+        return self._op("mlp.act") if token in ("activation", "elementwise") else ""
+
+    def _down(self, token: str) -> str:
+        if token == "gemm":
+            return self._op("mlp.down")
+        if token == "comm":
+            return self._op("mlp.reduce")
+        if token == "fused":
+            key = self._op("mlp.reduce")
+            self._leave()
+            return key
+        if token == "norm":
+            self._leave()
+            return self._qkv(token) if self._state == "qkv" else "final_norm"
         return ""
 
-    def _head(self, role: str) -> str:
-        if role == "gemm":
-            self._next = "end"
-            return "head"
-        return ""
+    def _qkv(self, token: str) -> str:
+        if token == "gemm":
+            self._state = "rope"
+            return self._op("attn.qkv")
+        return self._op("attn.norm") if token == "norm" else ""
 
-    def _end(self, role: str) -> str:
-        if role == "gemm":
+    def _rope(self, token: str) -> str:
+        return _of_rope(token, self._layer)
+
+    def _head(self, token: str) -> str:
+        if token == "gemm":
+            self._state = "end"
             return "head"
-        return "sample" if role in ("sample", "elementwise") else ""
+        return "final_norm" if token == "norm" else ""
+
+    def _end(self, token: str) -> str:
+        if token == "gemm":
+            return "head"
+        if token == "comm":
+            return "head.gather"
+        return "sample" if token in ("sample", "elementwise") else ""

@@ -14,12 +14,15 @@ import numpy as np
 from tpprof.events import Kind, Trace
 
 _PAIR = re.compile(r"(\w+)=([^\s\]]+)")
-_SUM = re.compile(r"(sqsq|sqsk|sq|sk)(\d+)")
-_DETAILED = re.compile(r"execute_(\d+)_context_(\d+)\(([^)]*)\)_generation_(\d+)\(([^)]*)\)")
-_PLAIN = re.compile(r"execute_context_(\d+)\((\d+)\)_generation_(\d+)\((\d+)\)")
-_NEW = re.compile(r"execute_new_(\d+)_cached_(\d+)")
+_SUM = re.compile(r"(sqsq|sqsk|sq|sk)(\d{1,18})")
+_N = r"(\d{1,18})"
+_DETAILED = re.compile(rf"execute_{_N}_context_{_N}\(([^)]*)\)_generation_{_N}\(([^)]*)\)")
+_PLAIN = re.compile(rf"execute_context_{_N}\({_N}(?:_{_N})?\)_generation_{_N}\({_N}(?:_{_N})?\)")
+"""Requests and their tokens; some versions add the squares of tokens."""
+_NEW = re.compile(r"execute_new_(\d{1,18})_cached_(\d{1,18})")
 _SGLANG = re.compile(r"step\[(\w+)([^\]]*)\]")
-_TORCH = re.compile(r"ProfilerStep#(\d+)")
+_TORCH = re.compile(r"ProfilerStep#(\d{1,18})")
+_MOST_DIGITS = 18
 _SGLANG_PHASES = {"DECODE": "decode", "EXTEND": "prefill", "MIXED": "mixed"}
 
 
@@ -57,7 +60,7 @@ def read_annotation(text: str) -> _Facts | None:
     """What a step's annotation says; None for any other text."""
     if text.startswith("tpinfer.step "):
         pairs = dict(_PAIR.findall(text))
-        numbers = {key: int(value) for key, value in pairs.items() if value.isdigit()}
+        numbers = _numbers(pairs)
         number = numbers.pop("id", None)
         return _Facts(pairs.get("phase", ""), number, numbers)
     if found := _DETAILED.search(text):
@@ -68,21 +71,45 @@ def read_annotation(text: str) -> _Facts | None:
                 sums[key] = sums.get(key, 0) + int(value)
         return _Facts(_phase(int(context), int(generation)), None, sums)
     if found := _PLAIN.search(text):
-        context, context_tokens, generation, generation_tokens = map(int, found.groups())
-        sums = {"tokens": context_tokens + generation_tokens, "rows": context + generation}
-        return _Facts(_phase(context, generation), None, sums)
+        return _plain(*found.groups())
     if found := _NEW.search(text):
         new, cached = map(int, found.groups())
         return _Facts(_phase(new, cached), None, {"rows": new + cached})
     if found := _SGLANG.search(text):
         mode, rest = found.groups()
-        pairs = {key: int(value) for key, value in _PAIR.findall(rest) if value.isdigit()}
         names = {"bs": "rows", "toks": "tokens"}
-        sums = {names[key]: value for key, value in pairs.items() if key in names}
+        numbers = _numbers(dict(_PAIR.findall(rest)))
+        sums = {names[key]: value for key, value in numbers.items() if key in names}
         return _Facts(_SGLANG_PHASES.get(mode, mode.lower()), None, sums)
     if found := _TORCH.fullmatch(text):
         return _Facts("", int(found.group(1)), {}, is_torch=True)
     return None
+
+
+def _numbers(pairs: Mapping[str, str]) -> dict[str, int]:
+    """Values that are numbers an int64 holds."""
+    return {
+        key: int(value)
+        for key, value in pairs.items()
+        if value.isdecimal() and len(value) <= _MOST_DIGITS
+    }
+
+
+def _plain(
+    context: str,
+    context_tokens: str,
+    context_squares: str | None,
+    generation: str,
+    generation_tokens: str,
+    generation_squares: str | None,
+) -> _Facts:
+    sums = {
+        "tokens": int(context_tokens) + int(generation_tokens),
+        "rows": int(context) + int(generation),
+    }
+    if context_squares is not None:
+        sums["sqsq"] = int(context_squares) + int(generation_squares or generation_tokens)
+    return _Facts(_phase(int(context), int(generation)), None, sums)
 
 
 def _phase(num_context: int, num_generation: int) -> str:
@@ -94,10 +121,12 @@ def _phase(num_context: int, num_generation: int) -> str:
 def find_steps(trace: Trace) -> list[Step]:
     """Steps in order of time, none of which overlap; of several threads the one with most time in
     steps counts."""
-    facts = {i: said for i, text in enumerate(trace.strings) if (said := read_annotation(text))}
+    ranges = np.flatnonzero(trace.kind == Kind.RANGE)
+    named = {index: trace.strings[index] for index in np.unique(trace.name[ranges]).tolist()}
+    facts = {index: said for index, text in named.items() if (said := read_annotation(text))}
     if any(not said.is_torch for said in facts.values()):
-        facts = {i: said for i, said in facts.items() if not said.is_torch}
-    rows = np.flatnonzero((trace.kind == Kind.RANGE) & np.isin(trace.name, list(facts)))
+        facts = {index: said for index, said in facts.items() if not said.is_torch}
+    rows = ranges[np.isin(trace.name[ranges], list(facts))]
     if not len(rows):
         return []
     lanes = trace.lane[rows]

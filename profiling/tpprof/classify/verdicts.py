@@ -12,13 +12,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from tpinfer.config.ceilings import Ceilings
+from tpinfer.config.dtypes import DType
 from tpinfer.costs.bound import arithmetic_rate
-from tpprof.classify.prices import DTYPES, Prices
+from tpprof.classify.calls import DTYPES
+from tpprof.classify.prices import Prices
 from tpprof.results import LEAVES
 
 BALANCE = 1.25
 SMALL_GRID_ROOF = 0.3
 _MOST_NS = 1 << 62
+_STANDS_IN = {
+    DType.BFLOAT16: (DType.FLOAT16,),
+    DType.FLOAT16: (DType.BFLOAT16,),
+    DType.FLOAT8_E4M3: (DType.BFLOAT16, DType.FLOAT16),
+    DType.INT8: (DType.BFLOAT16, DType.FLOAT16),
+}
+"""Whose rate a matrix unit has at least, where the ceilings do not tell a dtype's own: float32's
+would be off by an order of magnitude."""
 
 
 @dataclass(frozen=True)
@@ -49,33 +59,41 @@ def judge_all(
     balanced = np.zeros(count, bool)
     if ceilings is None or not count:
         return Verdicts(leaf, balanced, floor, {})
-    rates = np.array([arithmetic_rate(dtype, ceilings) for dtype in DTYPES])
+    rates = np.array([rate_of(dtype, ceilings) for dtype in DTYPES])
     known = (prices.flops >= 0) & ~is_comm
     flops_s = np.maximum(prices.flops, 0) / rates[prices.dtype]
     moved = np.maximum(prices.num_bytes, 0)
     by_level = {level.name: moved / level.bytes_per_s for level in ceilings.memory}
     chosen = _level_of(working_set, [level.capacity_bytes for level in ceilings.memory])
-    memory_s = np.stack(list(by_level.values()))[chosen, np.arange(count)]
+    memory_s = np.choose(chosen, list(by_level.values()))
     roof_s = np.maximum(flops_s, memory_s)
     is_small = roof_s < ceilings.kernel_floor_s
     is_small |= has_small_grid & (roof_s * 1e9 < SMALL_GRID_ROOF * length_ns)
-    leaf[known] = np.where(
-        flops_s >= memory_s, LEAVES.index("compute"), LEAVES.index("memory")
-    )[known]  # fmt: skip
+    by_arithmetic = known & (flops_s >= memory_s)
+    leaf[known] = LEAVES.index("memory")
+    leaf[by_arithmetic] = LEAVES.index("compute")
     leaf[known & is_small] = LEAVES.index("latency")
-    near = np.maximum(flops_s, memory_s) <= BALANCE * np.minimum(flops_s, memory_s)
-    balanced = known & near & ~is_small
+    balanced = known & (roof_s <= BALANCE * np.minimum(flops_s, memory_s)) & ~is_small
     floor_s = np.where(is_small, np.maximum(roof_s, ceilings.kernel_floor_s), roof_s)
     floor[known] = _ns(floor_s)[known]
-    wire_s = ceilings.collective_latency_s + np.maximum(prices.num_sent, 0) / (
+    on_wire = is_comm & (prices.num_sent >= 0)
+    wire_s = ceilings.collective_latency_s + prices.num_sent[on_wire] / (
         ceilings.collective_bytes_per_s
     )
-    on_wire = is_comm & (prices.num_sent >= 0)
-    floor[on_wire] = _ns(wire_s)[on_wire]
+    floor[on_wire] = _ns(wire_s)
     vector = {"compute": np.where(known, _ns(flops_s), 0)}
     vector |= {name: np.where(known, _ns(spent), 0) for name, spent in by_level.items()}
-    vector["wire"] = np.where(on_wire, _ns(wire_s), 0)
+    vector["wire"] = np.zeros(count, np.int64)
+    vector["wire"][on_wire] = floor[on_wire]
     return Verdicts(leaf, balanced, floor, vector)
+
+
+def rate_of(dtype: DType, ceilings: Ceilings) -> float:
+    """FLOPs a second that `dtype` is judged by."""
+    for one in (dtype, *_STANDS_IN.get(dtype, ())):
+        if one in ceilings.flops_per_s:
+            return ceilings.flops_per_s[one]
+    return arithmetic_rate(dtype, ceilings)
 
 
 def _ns(seconds: np.ndarray) -> np.ndarray:
