@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tpinfer.config.dtypes import DType
-from tpprof.classify.operators import cost_of
+from tpprof.classify.operators import cost_of, is_view
 from tpprof.events import NONE, Trace
 
 DTYPES = tuple(DType)
@@ -19,6 +19,8 @@ class CallCosts:
     num_bytes: np.ndarray
     dtype: np.ndarray
     """int8: index into DTYPES."""
+    is_view: np.ndarray
+    """bool: does nothing itself."""
 
 
 def call_costs(trace: Trace, ops: np.ndarray) -> CallCosts:
@@ -27,15 +29,16 @@ def call_costs(trace: Trace, ops: np.ndarray) -> CallCosts:
     width = len(trace.strings) + 1
     code, first = dense_codes(name * width + shapes + 1)
     flops, moved = np.full((2, len(first)), NONE, np.int64)
-    dtype = np.zeros(len(first), np.int8)
+    dtype, view = np.zeros(len(first), np.int8), np.zeros(len(first), bool)
     for i, (called, told) in enumerate(
         zip(name[first].tolist(), shapes[first].tolist(), strict=True)
     ):
+        view[i] = is_view(trace.strings[called])
         found = cost_of(trace.strings[called], trace.strings[told] if told >= 0 else "")
         if found is not None:
             flops[i], moved[i] = found.flops, found.num_bytes
             dtype[i] = DTYPES.index(found.dtype)
-    return CallCosts(flops[code], moved[code], dtype[code])
+    return CallCosts(flops[code], moved[code], dtype[code], view[code])
 
 
 def dense_codes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -112,11 +112,11 @@ def price_by_shapes(prices: Prices, entries: Entries, trace: Trace) -> None:
     found = call_costs(trace, op)
     flops, moved = found.flops, found.num_bytes
     if entries.is_cpu:
-        # A piece between the operators that it calls is not what the shapes of an operator price.
-        whole = (entries.start_ns[has] == trace.start_ns[op]) & (
-            entries.end_ns[has] == trace.end_ns[op]
-        )
-        flops, moved = np.where(whole, flops, NONE), np.where(whole, moved, NONE)
+        # Shapes price a whole call, not what it does between the operators that it calls.
+        priced = entries.length_ns[has] == trace.end_ns[op] - trace.start_ns[op]
+        priced |= found.is_view
+        flops, moved = np.where(priced, flops, NONE), np.where(priced, moved, NONE)
     else:
         flops = np.where(moved > 0, flops, NONE)  # a kernel ran, so this was not only a view
-    prices.fill(has, Costs(flops, moved, np.full(len(has), NONE, np.int64)), found.dtype, op)
+    unit = has if entries.is_cpu else op
+    prices.fill(has, Costs(flops, moved, np.full(len(has), NONE, np.int64)), found.dtype, unit)

@@ -8,6 +8,7 @@ lies between them does not repeat or lacks a product, nothing is claimed, and th
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from itertools import pairwise
 
 import numpy as np
@@ -97,18 +98,17 @@ def _period(names: np.ndarray, anchors: Sequence[int]) -> int | None:
     """Kernels from anchor to anchor; None where no distance makes neighbours alike."""
     if len(anchors) < 3:
         return anchors[-1] - anchors[0] or len(names)
-    stretches = [names[a:b] for a, b in pairwise(anchors)]
-    best = 0.0
+    stretches = [names[a:b].tolist() for a, b in pairwise(anchors)]
     for distance in range(1, min(LONGEST_PATTERN, len(stretches) - 1) + 1):
         pairs = zip(stretches, stretches[distance:], strict=False)
-        best = max(best, float(np.median([_alike(one, two) for one, two in pairs])))
-    lengths = [len(one) for one in stretches]
-    return int(np.median(lengths)) if best >= LEAST_REPEATS else None
+        if np.median([_alike(one, two) for one, two in pairs]) >= LEAST_REPEATS:
+            return int(np.median([len(one) for one in stretches]))
+    return None
 
 
-def _alike(one: np.ndarray, two: np.ndarray) -> float:
-    shared = min(len(one), len(two))
-    return int((one[:shared] == two[:shared]).sum()) / max(len(one), len(two))
+def _alike(one: Sequence[int], two: Sequence[int]) -> float:
+    """Share of kernels that both have in one order."""
+    return 1.0 if one == two else SequenceMatcher(None, one, two, autojunk=False).ratio()
 
 
 def _incomplete(keys: Sequence[str], num_layers: int) -> str:
@@ -123,8 +123,13 @@ def _incomplete(keys: Sequence[str], num_layers: int) -> str:
 
 def _before_first(tokens: Sequence[str], num_products: int) -> list[tuple[str, int]]:
     """(key, layer) of the kernels ahead of the first attention. Its qkv are the last
-    `num_products` matrix products, as in the layers that follow."""
+    `num_products` matrix products, as in the layers that follow; with 0, where no layer follows,
+    those of the last unbroken run."""
     products = [place for place, token in enumerate(tokens) if token == "gemm"]
+    if products and not num_products:
+        num_products = 1
+        while products[-num_products - 1 :][0] == products[-1] - num_products:
+            num_products += 1
     first = products[-num_products:][0] if products else len(tokens)
     norm = max((i for i in range(first) if tokens[i] in ("norm", "fused")), default=first)
     found = []
@@ -159,11 +164,11 @@ class _Walk:
         self._state = "qkv"
 
     def qkv_per_layer(self) -> int:
-        """Matrix products of qkv in a layer; 1 where only one layer is there."""
+        """Matrix products of qkv in a layer; 0 where only one layer is there."""
         counts = [
             self.keys.count(f"layers.{layer}.attn.qkv") for layer in range(1, self._num_layers)
         ]
-        return max(int(np.median(counts)), 1) if counts else 1
+        return max(int(np.median(counts)), 1) if counts else 0
 
     def step(self, token: str) -> None:
         """Take one kernel."""
