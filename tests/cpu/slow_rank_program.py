@@ -6,7 +6,7 @@ from typing import Any
 
 from tpinfer.launching.seat import Seat
 
-NUM_TOKENS = 16
+NUM_TOKENS = 6
 PROMPT = [5, 6, 7, 8, 9]
 
 
