@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tpprof.classify.classify import classify_trace
 from tpprof.classify.prices import CostSource
+from tpprof.classify.steps import read_annotation
 from tpprof.classify.verdicts import rate_of
 from tpprof.classify.work import WorkKind
-from tpprof.events import Kind
+from tpprof.events import Kind, Lane
 
 from tests.pure.models import tiny
 from tests.pure.test_tpprof_roles import KERNELS
@@ -160,6 +161,50 @@ def test_names_alone_tell_kinds() -> None:
     assert kinds == [WorkKind.COMM, WorkKind.FUSED_COMM, WorkKind.COMPUTE, WorkKind.COMPUTE]
     assert any("no ceilings are known" in text for text in work.warnings)
     assert any("has no model of its cost" in text for text in work.warnings)
+
+
+def test_entries_are_sorted_by_start_stream_and_end() -> None:
+    rows = Rows()
+    side = Lane(True, -1, 20, 0)
+    for lane, length in ((side, 900), (STREAM, 100), (side, 500), (STREAM, 300)):
+        rows.add(Kind.KERNEL, GEMM, 1000, 1000 + length, lane)
+    work = classify_trace(rows.trace(), CEILINGS)
+    found = list(zip(work.lane.tolist(), (work.end_ns - work.start_ns).tolist(), strict=True))
+    assert found == [(0, 300), (0, 100), (1, 900), (1, 500)]
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "phase", "sums"),
+    [
+        ("tpinfer.step id=12 phase=decode tokens=3 sk=40", 12, "decode", {"tokens": 3, "sk": 40}),
+        ("tpinfer.step id=99999999999999999999 rows=² tokens=-4 sk=x", None, "", {}),
+        (
+            "execute_10_context_1(sq8sk8sqsq64sqsk64)_generation_2(sq2sk30sqsq2sqsk30)",
+            None, "mixed", {"tokens": 10, "rows": 3, "sk": 38, "sqsq": 66, "sqsk": 94},
+        ),
+        ("execute_context_2(9)_generation_0(0)", None, "prefill", {"tokens": 9, "rows": 2}),
+        (
+            "execute_context_1(888_788544)_generation_3(3)", None, "mixed",
+            {"tokens": 891, "rows": 4, "sqsq": 788547},
+        ),
+        ("execute_new_0_cached_4", None, "decode", {"rows": 4}),
+        ("step[DECODE bs=32]", None, "decode", {"rows": 32}),
+        ("step[EXTEND bs=2 toks=77]", None, "prefill", {"rows": 2, "tokens": 77}),
+        ("step[DECODE bs=² toks=99999999999999999999]", None, "decode", {}),
+        ("ProfilerStep#6", 6, "", {}),
+    ],
+)  # fmt: skip
+def test_what_an_annotation_says(
+    text: str, number: int | None, phase: str, sums: dict[str, int]
+) -> None:
+    said = read_annotation(text)
+    assert said is not None
+    assert (said.number, said.phase, dict(said.sums)) == (number, phase, sums)
+
+
+@pytest.mark.parametrize("text", ["", "tpinfer.op head", "execute_", "step", "ProfilerStep#x"])
+def test_other_texts_are_no_steps(text: str) -> None:
+    assert read_annotation(text) is None
 
 
 @pytest.mark.parametrize("source", ["nothing", "manifest", "model"])

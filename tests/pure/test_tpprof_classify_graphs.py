@@ -11,6 +11,7 @@ from tests.pure.models import tiny
 from tests.pure.test_tpprof_roles import KERNELS, LAYERS
 from tests.pure.tpprof_rows import Row, Rows
 from tests.pure.tpprof_works import (
+    BF16,
     CEILINGS,
     GEMM,
     REDUCE,
@@ -25,6 +26,8 @@ from tests.pure.tpprof_works import (
     ours,
 )
 from tpinfer.config.dtypes import DType
+from tpinfer.costs.ledger import CostLedger
+from tpinfer.sharding.partition import partition_model
 
 
 def test_a_cpu_rank_of_ours() -> None:
@@ -229,3 +232,34 @@ def test_a_wrong_tp_is_told(layer: str, tp: int, told: str) -> None:
     work = classify_trace(rows.trace(), CEILINGS, CostSource(spec=tiny(), tp=tp))
     assert any(told in text for text in work.warnings)
     assert (work.layer == -1).all()
+
+
+def test_kernels_with_shapes_keep_their_price_and_the_others_do_not_get_it_twice() -> None:
+    """Eager: the model prices what the shapes leave open, by its part of the op's time."""
+    spec = tiny(dtype=DType.BFLOAT16)
+    rows, begin = Rows(), 900
+    layer = LAYERS["one rank"][0].split()
+    for name in ["embed", *layer * 2, "norm", "gemm"]:
+        known = ("_C::rotary_embedding", [([3], "long int"), ([3, 64], BF16), ([3, 16], BF16)])
+        rows.launched(KERNELS[name], 3000, op=known if name == "rope" else None)
+    rows.range("step[DECODE bs=3]", begin, rows.now_ns)
+    trace = rows.trace()
+    work = classify_trace(trace, CEILINGS, CostSource(spec=spec))
+    ledger = CostLedger(spec, partition_model(spec, 1), 0, spec.dtype, spec.dtype)
+    cost = ledger.cost("layers.1.attn.rope", SUMS)
+    mine = [i for i in range(len(work)) if key(work, i) == "layers.1.attn.rope"]
+    assert [trace.text(work.row[i]) for i in mine] == [KERNELS["rope"], KERNELS["kv"]]
+    assert work.num_bytes[mine].tolist() == [24 + 2 * 2 * 3 * 80, -(-cost.bytes_moved // 2)]
+
+
+def test_who_replays_a_graph_is_not_what_its_kernels_were_made_for() -> None:
+    rows = Rows()
+    op = rows.op("aten::mm", 900, 2000, mm(2, 2, 2)[1])
+    kernels = rows.replay([GEMM, GEMM])
+    for kernel in kernels:
+        kernel.op = op
+    assert kernels[0].launch is not None
+    kernels[0].launch.op = op
+    trace = rows.trace()
+    work = classify_trace(trace, CEILINGS)
+    assert work.flops.tolist() == [-1, -1] and work.key.tolist() == [-1, -1]

@@ -11,7 +11,7 @@ from tpprof.classify.sharing import share_out
 _UNITS = st.lists(
     st.tuples(
         st.integers(0, 1 << 62),
-        st.lists(st.integers(0, 10**12), min_size=1, max_size=6),
+        st.lists(st.integers(0, 10**17), min_size=1, max_size=6),
     ),
     max_size=6,
 )

@@ -1,4 +1,4 @@
-"""What the classifier's tests share: ceilings, questions to a `Work`, and what each one promises."""
+"""What the classifier's tests share: ceilings, questions to a `Work`, what each one promises."""
 
 from collections.abc import Mapping
 from dataclasses import replace
