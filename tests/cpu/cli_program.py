@@ -34,3 +34,11 @@ def quick_generate(
     )
     assert not outcome.error and not outcome.timed_out, outcome
     return outcome
+
+
+def assert_one_line(status: int | None, told: str, words: str) -> None:
+    """It failed, the last line says why, and there is no traceback."""
+    assert status == 1, told
+    assert "Traceback" not in told, told
+    last = told.splitlines()[-1]
+    assert words in last and last.startswith(("error: ", "rank 0 failed: ", "rank 1 failed: "))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.cpu.cli_program import quick_generate
+from tests.cpu.cli_program import assert_one_line, quick_generate
 from tests.cpu.tiny_models import write_checkpoint
 from tests.cpu.tiny_tokenizers import byte_level
 from tests.cpu.tpinfer_command import GENERATE, REPOSITORY, user_environment
@@ -127,14 +127,6 @@ def test_prompts_that_cannot_be_read(model: Path, tmp_path: Path, capsys) -> Non
     assert "--prompt: the text is not UTF-8" in mistake(
         capsys, "--model", model, "--prompt", "caf\udce9"
     )
-
-
-def assert_one_line(status: int | None, told: str, words: str) -> None:
-    """It failed, the last line says why, and there is no traceback."""
-    assert status == 1, told
-    assert "Traceback" not in told, told
-    last = told.splitlines()[-1]
-    assert words in last and last.startswith(("error: ", "rank 0 failed: ", "rank 1 failed: "))
 
 
 @pytest.mark.ranks
