@@ -148,6 +148,7 @@ def test_prompts_that_cannot_be_read(model: Path, tmp_path: Path, capsys) -> Non
             b'{"prompt": "hi"}',
             "the request needs 9 KV blocks of 16 tokens, but the cache has 1; shorten it",
         ),
+        ("--kv-bytes 1", b'{"prompt": "hi"}', "raise --kv-bytes to at least 6144"),
         ("--kv-bytes 100TB --tp 2", b'{"prompt": "hi"}', "--kv-bytes 100000000000000 exceeds"),
         ("", b'{"prompt_token_ids": [330, 331]}', "token 331 is outside the model's vocabulary"),
         ("", b'{"prompt": ""}', "prompt 1 has no tokens; give it at least one character"),

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from shutil import which
 
-from tpinfer.config.errors import TpinferError
+from tpinfer.config.errors import ConfigError, TpinferError
 from tpinfer.config.units import format_size
 from tpinfer.machine.discover import Machine, discover_machine
 
@@ -39,6 +39,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     """Print the findings."""
+    if args.tp < 1:
+        raise ConfigError(f"--tp {args.tp} must be 1 or more")
     machine = discover_machine()
     packages = {name: _installed(name) for name in _PACKAGES}
     missing = _missing(machine, packages)

@@ -63,11 +63,15 @@ def plan_memory(ledger: CostLedger, request: MemoryRequest) -> MemoryPlan:
     budget = request.kv_bytes if request.kv_bytes is not None else room
     num_blocks = budget // block_bytes
     if num_blocks < 1:
+        remedy = (
+            f"raise --kv-bytes to at least {block_bytes}"
+            if request.kv_bytes is not None
+            else "use more ranks, fewer --max-num-batched-tokens or --max-num-seqs, or a larger "
+            "--memory-utilization"
+        )
         raise ConfigError(
             f"one KV block of {request.block_size} tokens takes {block_bytes} bytes, but "
-            f"{max(budget, 0)} are free "
-            "for the cache; use more ranks, fewer --max-num-batched-tokens or a larger "
-            "--memory-utilization"
+            f"{max(budget, 0)} are there for the cache; {remedy}"
         )
     if request.kv_bytes is None:
         useful = request.max_num_seqs * -(-request.max_model_len // request.block_size)
