@@ -168,9 +168,10 @@ def test_entries_are_sorted_by_start_stream_and_end() -> None:
     side = Lane(True, -1, 20, 0)
     for lane, length in ((side, 900), (STREAM, 100), (side, 500), (STREAM, 300)):
         rows.add(Kind.KERNEL, GEMM, 1000, 1000 + length, lane)
+    rows.add(Kind.KERNEL, GEMM, 1001, 2000, STREAM)
     work = classify_trace(rows.trace(), CEILINGS)
     found = list(zip(work.lane.tolist(), (work.end_ns - work.start_ns).tolist(), strict=True))
-    assert found == [(0, 300), (0, 100), (1, 900), (1, 500)]
+    assert found == [(0, 300), (0, 100), (1, 900), (1, 500), (0, 999)]
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,8 @@ def _order(start: np.ndarray, end: np.ndarray, lane: np.ndarray) -> np.ndarray:
     if not same.any():
         return order
     tied = np.zeros(len(order), bool)
-    tied[1:], tied[:-1] = same, tied[:-1] | same
+    tied[1:] = same
+    tied[:-1] |= same
     place = np.flatnonzero(tied)
     row = order[place]
     order[place] = row[np.lexsort((-end[row], lane[row], start[row]))]

@@ -22,7 +22,7 @@ def share_out(total: np.ndarray, unit: np.ndarray, length: np.ndarray) -> np.nda
         parts[order] = total
         return parts
     slot = np.cumsum(is_first) - 1
-    weight = np.where(np.add.reduceat(length, first)[slot] > 0, length, 1).astype(np.float64)
+    weight = np.where(np.add.reduceat(length, first)[slot] > 0, length, 1)
     whole = np.add.reduceat(weight, first)
     running = np.cumsum(weight)
     upto = (running - (running - weight)[first][slot]) / whole[slot]
