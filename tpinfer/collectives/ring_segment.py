@@ -128,7 +128,8 @@ class RingSegment:
         if code == CLOSED:
             return RankError("the shared_memory group is closed on this rank; open it again")
         who, reported_by = f"rank {culprit}", ""
-        if code == ABORTED:
+        if code == ABORTED or (code == PEER_GONE and self.words[ABORT]):
+            # A peer that called off the group and left may be missed before its word is seen.
             reason = self.words[ABORT]
             who = f"rank {(reason >> 16 & 0xFFFF) - 1}"
             code, noticed = reason >> 32, (reason & 0xFFFF) - 1

@@ -76,6 +76,9 @@ class Watch:
                 self._keyboard = None
             self._reap()
             self._keep_deadlines()
+        if self._stop_signal == signal.SIGINT and self._ranks[0].exit_status == -signal.SIGKILL:
+            # It sat in native code, where a signal cannot reach it, and could not say so itself.
+            print("stopped", file=sys.stderr, flush=True)
         return self._exit_code()
 
     def _running(self) -> list[RankProcess]:
