@@ -79,7 +79,7 @@ def test_no_room_for_a_block_gives_both_numbers() -> None:
     assert plan_memory(one, request(room)).num_blocks == 1
     with pytest.raises(ConfigError, match=rf"takes {block} bytes, but {block - 1} are there"):
         plan_memory(one, request(room - 1))
-    with pytest.raises(ConfigError, match=rf"takes {block} bytes, but 0 are there for .* more ranks"):
+    with pytest.raises(ConfigError, match=rf"takes {block} bytes, but 0 are .* more ranks"):
         plan_memory(one, request(0))
     with pytest.raises(ConfigError, match=rf"takes {block} bytes, but {block - 1} are there"):
         plan_memory(one, request(1 << 30, block - 1))
