@@ -35,6 +35,7 @@ class Running:
     def __init__(self, launcher: str, model: Path, errors: Path, *flags: str, deepspeed=False):
         command = [*LAUNCHERS[launcher], "--model", str(model), "--prompt", "fox", "--ignore-eos"]
         command += ["--max-tokens", "190000", "--max-num-seqs", "1", *flags]
+        command += ["--collective", "deepspeed"] if deepspeed else []
         self._errors = errors
         with errors.open("wb") as err:
             self.process = subprocess.Popen(

@@ -3,9 +3,10 @@
 import argparse
 import os
 from pathlib import Path
+from typing import get_args
 
 from tpinfer.config.dtypes import DType
-from tpinfer.config.engine import COMPUTE_DTYPES, EngineConfig, RecordingRequest
+from tpinfer.config.engine import COMPUTE_DTYPES, CollectiveName, EngineConfig, RecordingRequest
 from tpinfer.config.errors import ConfigError
 from tpinfer.config.huggingface import find_model_directory
 from tpinfer.config.model import ModelSpec
@@ -50,7 +51,7 @@ def model_flags(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     group.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     group.add_argument(
-        "--collective", choices=["auto", "nccl", "gloo", "mpi", "shared_memory"], default="auto",
+        "--collective", choices=get_args(CollectiveName), default="auto",
         help="what carries the sums between ranks",
     )  # fmt: skip
     group.add_argument(

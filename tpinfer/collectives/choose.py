@@ -45,15 +45,19 @@ def choose_collective(wanted: str, facts: CollectiveFacts) -> CollectiveChoice:
         wanted, why = _automatic(facts)
     else:
         why = "asked for"
+    if wanted == "deepspeed":
+        return CollectiveChoice("shared_memory", "deepspeed", why)
     if wanted != "shared_memory":
         return CollectiveChoice(wanted, "", why)
-    if facts.deepspeed_reason is None:
-        return CollectiveChoice(
-            wanted, "deepspeed", f"{why}; DeepSpeed's op is built and safe here"
-        )
     if facts.has_native_ring:
         return CollectiveChoice(
-            wanted, "native", f"{why}; own compiled ring, since {facts.deepspeed_reason}"
+            wanted,
+            "native",
+            f"{why}; own compiled ring, which yields a core that others want",
+        )
+    if facts.deepspeed_reason is None:
+        return CollectiveChoice(
+            wanted, "deepspeed", f"{why}; DeepSpeed's op, since {facts.ring_reason}"
         )
     return CollectiveChoice(wanted, "python", f"{why}; Python ring, since {facts.ring_reason}")
 
@@ -80,15 +84,19 @@ def _refuse(wanted: str, facts: CollectiveFacts) -> None:
             "GPUs; "
             "start fewer ranks"
         )
-    if wanted in ("shared_memory", "mpi") and facts.device_type == "cuda":
+    if wanted in ("shared_memory", "deepspeed", "mpi") and facts.device_type == "cuda":
         raise ConfigError(
             f"--collective {wanted} carries CPU tensors, these ranks have GPUs; use nccl"
         )
-    if wanted in ("shared_memory", "gloo") and several_hosts:
+    if wanted in ("shared_memory", "deepspeed", "gloo") and several_hosts:
         raise ConfigError(
             f"--collective {wanted} stays on one host, but {facts.local_world} of {facts.world} "
             "ranks are "
             "here; start the ranks with mpirun and use mpi"
+        )
+    if wanted == "deepspeed" and facts.deepspeed_reason is not None:
+        raise ConfigError(
+            f"--collective deepspeed cannot be used: {facts.deepspeed_reason}; use shared_memory"
         )
     if wanted == "mpi" or (wanted == "auto" and several_hosts and facts.device_type == "cpu"):
         if facts.launcher != "mpirun":

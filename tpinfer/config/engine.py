@@ -9,7 +9,7 @@ from tpinfer.config.errors import ConfigError
 from tpinfer.config.model import ModelSpec
 
 LoadFormat = Literal["auto", "random"]
-CollectiveName = Literal["auto", "nccl", "gloo", "mpi", "shared_memory"]
+CollectiveName = Literal["auto", "nccl", "gloo", "mpi", "shared_memory", "deepspeed"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 MAX_WAIT_S = 1e6
 """Longest --wait-timeout, about eleven days: what waits counts in 64-bit ns."""
