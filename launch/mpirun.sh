@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# N ranks of this host under Open MPI, which then also carries their collectives. The first argument is N.
+# N ranks of this host under Open MPI. The first argument is N.
 #   bash launch/mpirun.sh 2 generate --prompt "Once upon a time" --table
+# Add --collective mpi to have MPI carry the sums too; on one host shared memory is faster.
 # Installs the `mpi` extra (mpi4py and Open MPI) into .venv; an mpirun of your own on PATH comes second.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

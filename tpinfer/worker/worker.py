@@ -18,7 +18,7 @@ from tpinfer.steps.plan import SequenceRecord, StepPlan
 from tpinfer.worker.annotations import Annotate, annotated, step_name
 from tpinfer.worker.host_spans import HostSpans
 from tpinfer.worker.rows import RowStore
-from tpinfer.worker.timing import DeviceRun, OpTimes, WaitStamps, run_timed
+from tpinfer.worker.timing import DeviceRun, OpTimes, WaitStamps, run_annotated, run_timed
 
 MAX_RECORDED_STEPS = 8192
 """Steps whose op times a rank keeps until they are asked for; about 3 KB each for a 28-layer
@@ -58,7 +58,7 @@ class Worker:
         self.spans = HostSpans()
         self._recorded_from_ns = 0
         self._annotate: Annotate | None = None
-        self._annotated_program: Sequence[Op] = ()
+        self._annotated_program: Sequence[Op] = ()  # for devices, where ops are only issued
         self._device_run = DeviceRun(len(parts.program)) if parts.device.type == "cuda" else None
 
     def admit(self, record: SequenceRecord) -> None:
@@ -77,20 +77,22 @@ class Worker:
         self.rows.release(plan.released_rows)
         aggregates = self.rows.aggregates(plan)
         if self._annotate is None:
-            return self._run(plan, aggregates, self.program, began)
+            return self._run(plan, aggregates, began)
         with self._annotate(step_name(plan.step_id, _phase(plan), aggregates)):
-            return self._run(plan, aggregates, self._annotated_program, began)
+            return self._run(plan, aggregates, began)
 
-    def _run(
-        self, plan: StepPlan, aggregates: StepAggregates, program: Sequence[Op], began: int
-    ) -> list[int]:
+    def _run(self, plan: StepPlan, aggregates: StepAggregates, began: int) -> list[int]:
         with self.spans.named("prepare"):
             inputs = self.rows.build(plan)
         acts = Activations()
         if self._device_run is None:
-            times = run_timed(program, acts, inputs)
+            if self._annotate is None:
+                times = run_timed(self.program, acts, inputs)
+            else:
+                times = run_annotated(self.program, acts, inputs, self._annotate)
             tokens = acts.tokens.tolist()
         else:
+            program = self.program if self._annotate is None else self._annotated_program
             self._device_run.issue(program, acts, inputs)
             tokens = acts.tokens.tolist()
             times = self._device_run.resolve()
