@@ -11,6 +11,7 @@ its own (pip install --target) that PYTHONPATH names.
 import csv
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -147,6 +148,18 @@ def test_the_analysis_adds_up_and_names_collectives(
     assert all(one["ranks"] == [0, 1] for one in report["collectives"])
     assert {"comm_transfer", "comm_wait"} <= set(report["leaves"])
     assert "comm_unsplit" not in report["leaves"]
+
+
+def test_collectives_are_known_without_a_manifest(recorded: list[str], tmp_path: Path) -> None:
+    """Nsight records no manifest, and launch/nsys.sh asks for none on CPU ranks."""
+    alone = [str(shutil.copy(path, tmp_path)) for path in recorded]
+    path = tmp_path / "report.json"
+    assert main(["analyze", *alone, "--json", str(path)]) == 0
+    report = json.loads(path.read_text())
+    waiting = {op["key"] for op in report["ops"] if op["bound"] == "communication"}
+    assert waiting and all(key.endswith((".reduce", ".gather")) for key in waiting)
+    assert {"comm_transfer", "comm_wait"} <= set(report["leaves"])
+    assert sum(report["leaves"].values()) == report["wall_ns"]
 
 
 def test_both_recorders_saw_the_same_ops(recorded: list[str]) -> None:

@@ -21,6 +21,11 @@ from tpprof.ranks.clock import Clock
 WINDOWS = ("all", "steps", "ttft", "itl")
 
 
+MOST_BEHIND, WORTH_TELLING = 0.5, 0.1
+"""Shares of the work behind the last step's annotation: above the first the window goes on to its
+end, above the second it is told."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stretch:
     """One window on one rank, on its clock."""
@@ -66,17 +71,41 @@ def host_times(trace: Trace, work: Work, steps: list[Step]) -> HostTimes:
     begin = [step.start_ns for step in steps[:1]] + ready[:-1]
     tiles = [(min(a, b), b) for a, b in zip(begin, ready, strict=True)]
     warnings = []
+    span = _span(trace, work, steps)
+    share = _share_behind(work, span.end_ns) if steps else 0.0
+    if steps and span.end_ns > steps[-1].end_ns:
+        warnings.append(
+            f"rank {trace.rank}: most of the work ran after the host had left its last step; the "
+            "window goes on to the end of it"
+        )
+    elif share > WORTH_TELLING:
+        warnings.append(
+            f"rank {trace.rank}: {100 * share:.0f} % of the work ran after the host had left its "
+            "last step and is not in the window; record more steps"
+        )
     if not steps and len(trace) and trace.is_device().all():
         warnings.append(
             f"rank {trace.rank} recorded no host rows: its window runs from the first device row "
             "to the last; record the host too"
         )
-    return HostTimes(trace, steps, tiles, find_requests(trace), _span(trace, steps), warnings)
+    return HostTimes(trace, steps, tiles, find_requests(trace), span, warnings)
 
 
-def _span(trace: Trace, steps: list[Step]) -> Stretch:
+def _share_behind(work: Work, moment_ns: int) -> float:
+    """Share of the steps' work that ran after a moment."""
+    mine = work.step >= 0
+    length = work.end_ns[mine] - work.start_ns[mine]
+    behind = np.clip(work.end_ns[mine] - moment_ns, 0, length)
+    return float(behind.sum() / length.sum()) if length.any() else 0.0
+
+
+def _span(trace: Trace, work: Work, steps: list[Step]) -> Stretch:
     if steps:
-        return Stretch(steps[0].start_ns, steps[-1].end_ns)
+        end_ns = steps[-1].end_ns
+        if _share_behind(work, end_ns) > MOST_BEHIND:
+            # The host ran ahead, and its few steps are over before the device has done them.
+            end_ns = int(work.end_ns[work.step >= 0].max())
+        return Stretch(steps[0].start_ns, end_ns)
     if not len(trace):
         return Stretch(0, 0)
     is_thread = np.array([not lane.is_device for lane in trace.lanes], bool)

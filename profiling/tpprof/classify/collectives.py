@@ -43,11 +43,11 @@ def is_comm(kind: np.ndarray) -> np.ndarray:
 
 def mark_known(trace: Trace, entries: Entries, manifest: Manifest | None) -> None:
     """Set `kind` where something better than the name says that an entry communicates: the
-    recorder, or an op of the manifest in which no kernel has the name of a collective."""
+    recorder, or an op of ours in which no kernel has the name of a collective."""
     row, _ = _told(trace, entries)
     told = np.flatnonzero(row >= 0)
     entries.kind[told[entries.kind[told] == WorkKind.COMPUTE]] = WorkKind.COMM
-    if manifest is None or not entries.op_ids:
+    if not entries.op_ids:
         return
     waits = np.array([_collective_of(op, manifest) != "" for op in entries.op_ids] + [False], bool)
     mine = np.flatnonzero(waits[entries.op_id])
@@ -56,8 +56,11 @@ def mark_known(trace: Trace, entries: Entries, manifest: Manifest | None) -> Non
     entries.kind[mine[entries.kind[mine] == WorkKind.COMPUTE]] = WorkKind.COMM
 
 
-def _collective_of(op: str, manifest: Manifest) -> str:
-    """`allreduce` or `allgather` for an op in which ranks wait for each other, else ""."""
+def _collective_of(op: str, manifest: Manifest | None) -> str:
+    """`allreduce` or `allgather` for an op in which ranks wait for each other, else "". Without a
+    manifest (Nsight records none) the last word of the id says it."""
+    if manifest is None:
+        return COLLECTIVES.get(op.rpartition(".")[2], "")
     place = manifest.place.get(op)
     return "" if place is None else COLLECTIVES.get(manifest.kinds[place], "")
 
@@ -80,9 +83,9 @@ def communication(
     for index in np.unique(names.index[comm]).tolist():
         by_name[index] = texts.number(names.verdicts[index].op or _OTHER)
     found.op[comm] = by_name[names.index[comm]]
-    if manifest is not None:
+    if manifest is not None or entries.op_ids:
         _by_manifest(found, entries, comm, manifest, texts)
-    elif entries.is_cpu:
+    if manifest is None and entries.is_cpu:
         found.group[comm], found.size[comm] = texts.number(_ON_CPU), trace.world_size
         _by_shapes(found, trace, entries, comm)
     _by_recorder(found, trace, entries, comm, texts)
@@ -90,12 +93,18 @@ def communication(
 
 
 def _by_manifest(
-    found: Communication, entries: Entries, comm: np.ndarray, manifest: Manifest, texts: Texts
+    found: Communication,
+    entries: Entries,
+    comm: np.ndarray,
+    manifest: Manifest | None,
+    texts: Texts,
 ) -> None:
     ops = [_collective_of(op, manifest) for op in entries.op_ids]
     op = np.append(texts.numbers(ops), np.int32(NONE))[entries.op_id]
     ours = comm & (op >= 0)
     found.op[ours] = op[ours]
+    if manifest is None:
+        return
     placed = np.array([op in manifest.place for op in entries.op_ids] + [False], bool)
     ours = comm & placed[entries.op_id]
     if ours.any():
