@@ -1,9 +1,9 @@
 """What of a recording can be trusted: where events were lost, and rows that cannot be true.
 
 Recorders drop events, above all under graph replay. A step is lost where a graph launch has fewer
-nodes than its siblings (or none), where a launched kernel is missing although the recorder says it
-lost some, where a kernel has no length, or where one is longer than its whole step. Idle time of
-such a step is `unrecorded`: work may have run in it.
+nodes than its siblings (or none), where a launched kernel is missing, where a kernel has no length,
+or where one is longer than its whole step. Idle time of such a step is `unrecorded`: work may have
+run in it.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,8 @@ from tpprof.classify.steps import Step, step_at
 from tpprof.classify.work import Work, WorkKind
 from tpprof.events import Kind, Trace
 
+_LAUNCHING_KERNELS = ("launchkernel", "launchcooperative", "modulelaunch")
+_NEARLY_ALL = 0.95
 _LAUNCHING = ("launchkernel", "launchcooperative", "memcpyasync", "memsetasync", "modulelaunch")
 
 
@@ -33,7 +35,7 @@ def check(trace: Trace, work: Work, steps: Sequence[Step]) -> Recorded:
         if len(short):
             moments.append(trace.start_ns[short])
             causes.append(f"{len(short)} graph launches have fewer kernels than their siblings")
-        missing = _launches_without_kernel(trace) if trace.num_lost > 0 else np.empty(0, np.int64)
+        missing = _launches_without_kernel(trace)
         if len(missing):
             moments.append(trace.start_ns[missing])
             causes.append(f"{len(missing)} launched kernels are missing")
@@ -75,8 +77,21 @@ def _is_named(trace: Trace, words: Sequence[str]) -> np.ndarray:
 
 
 def _launches_without_kernel(trace: Trace) -> np.ndarray:
-    calls = np.flatnonzero(_is_named(trace, _LAUNCHING))
-    return calls[~np.isin(calls, trace.launch)]
+    """Rows of calls whose kernel or copy is missing.
+
+    Unless the recorder says that it lost some, only kernels count, only where nearly all have
+    theirs, and only between launches that do: a recording may begin and end between the two.
+    """
+    if trace.num_lost > 0:
+        calls = np.flatnonzero(_is_named(trace, _LAUNCHING))
+        return calls[~np.isin(calls, trace.launch)]
+    calls = np.flatnonzero(_is_named(trace, _LAUNCHING_KERNELS))
+    linked = np.isin(calls, trace.launch)
+    if not linked.any():
+        return calls[:0]
+    first, last = np.flatnonzero(linked)[[0, -1]]
+    inside, has = calls[first : last + 1], linked[first : last + 1]
+    return inside[~has] if has.mean() >= _NEARLY_ALL else calls[:0]
 
 
 def _cannot_be_true(trace: Trace, work: Work, steps: list[Step]) -> np.ndarray:

@@ -6,9 +6,9 @@ that launched on it; threads that launched nothing go to the lowest device. A de
 than 1 % of what the busiest one of its process got is no rank of its own (a stray context on
 device 0, a copy from a peer): its rows stay with the busiest. Where no process gave a device work
 (CPU ranks), a rank is a process with ranges, and where some have ranges of this project's runtime,
-only those are. Ranks are numbered by device, then by process id; CPU ranks by process id, behind
-the one that says it handed out tokens, which rank 0 does; by their own word (`tpinfer.rank id=1`)
-where they give it.
+only those are. Ranks are numbered by their own word (`tpinfer.rank id=1`) where they give it, else
+by device, then by process id; CPU ranks by process id, behind the one that says it handed out
+tokens, which rank 0 does.
 """
 
 import re
@@ -63,9 +63,11 @@ def find_seats(recording: Recording, gpus: dict[tuple[int, int], int]) -> list[S
         if count >= LEAST_SHARE * most_of[process] and most_of[process] >= LEAST_SHARE * busiest
     ]
 
-    def place(pair: tuple[int, int]) -> tuple[int, int]:
+    said = _said_ranks(recording, recording.strings.texts())
+
+    def place(pair: tuple[int, int]) -> tuple[int, int, int]:
         pid = (pair[0] >> 24) & 0xFFFFFF
-        return gpus.get((pid, pair[1]), pair[1]), pair[0]
+        return said.get(pair[0], 0), gpus.get((pid, pair[1]), pair[1]), pair[0]
 
     lowest = {process: min(d for p, d in kept if p == process) for process, _ in kept}
     num_devices = {process: sum(p == process for p, _ in kept) for process, _ in kept}

@@ -1,0 +1,35 @@
+"""Cases on which the analyser and the specification once differed."""
+
+from pathlib import Path
+
+import pytest
+from tpprof.readers.read import read_traces
+
+from tests.pure.test_tpprof_truth_faults import wrong_steps
+from tests.pure.test_tpprof_truth_reading import as_read, origin_of, truly
+from tests.traces.agreement import analysed, recorded
+from tests.traces.catalogue import SCENARIOS
+from tests.traces.nsight import NsightStyle, write_nsight
+from tests.traces.scenario import Damage, Scenario
+from tests.traces.simulate import simulate
+from tests.traces.truth import truth_of
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [Damage("lost", 0, 2, first=9), Damage("lost", 1, 2, first=5)],
+    ids=["a kernel", "a reduce"],
+)
+def test_a_launch_without_its_kernel_is_a_lost_event(damage: Damage, tmp_path: Path) -> None:
+    """Not in a replay, and no row is broken: one cudaLaunchKernel of hundreds has no kernel."""
+    run, paths = recorded(Scenario("eager", num_steps=6, damages=(damage,)), tmp_path)
+    assert wrong_steps(analysed(paths, "steps"), truth_of(run), damage.step) == []
+
+
+def test_ranks_on_gpus_are_who_they_say_they_are(tmp_path: Path) -> None:
+    """Nothing else tells them apart: each sees device 0, and process ids run backwards."""
+    run = simulate(SCENARIOS["steady"])
+    style = NsightStyle(pids=(91, 90), device_of_all=0, says_rank=True)
+    traces = read_traces([write_nsight(run, tmp_path / "all.sqlite", style)])
+    for trace, rank in zip(traces, run.ranks, strict=True):
+        assert as_read(trace, origin_of(trace, rank)) == truly(rank, "tpinfer")
