@@ -3,7 +3,8 @@
     python -m tests.cpu.intervention_program '{"directory": ..., "tp": 2, "delay_us": 250, ...}'
 
 delay_us: rank `delay_rank` busy-waits that long before each op named in `delay_ops` (endings of
-op ids), and writes how long it really did, per op and step, to delays.json. schedule_us: rank 0's
+op ids), and writes how long it really did, per op and step, to delays.json. When each rank came
+to each `mlp.reduce` goes to arrivals-<rank>.json, on the host's clock. schedule_us: rank 0's
 scheduler takes that much longer a step. shape: random weights of that shape, not the story model.
 num_tokens, num_steps, num_skipped: how much is generated and recorded. Prints the median decode
 step of rank 0 in ns.
@@ -43,6 +44,17 @@ def delayed(op: Any, duration_us: float, taken_ns: list[int]) -> Any:
     return Op(op.id, call)
 
 
+def witnessed(op: Any, arrivals_ns: list[int]) -> Any:
+    """The collective, with the moment this rank came to it; a step an entry."""
+    from tpinfer.layers.step_inputs import Op
+
+    def call(acts: Any, step: Any) -> None:
+        arrivals_ns.append(perf_counter_ns())
+        op.call(acts, step)
+
+    return Op(op.id, call)
+
+
 def run(seat: Seat, wanted: dict[str, Any]) -> int:
     """One rank's life."""
     from tpinfer.config.dtypes import DType
@@ -71,10 +83,16 @@ def run(seat: Seat, wanted: dict[str, Any]) -> int:
                 delayed(op, wanted["delay_us"], taken[op.id]) if op.id in taken else op
                 for op in worker.program
             ]
+        arrivals = {op.id: [] for op in worker.program if op.id.endswith(".mlp.reduce")}
+        worker.program = [
+            witnessed(op, arrivals[op.id]) if op.id in arrivals else op for op in worker.program
+        ]
+        directory = Path(wanted["directory"])
         if seat.rank:
             engine.serve()
             if taken:
-                Path(wanted["directory"], "delays.json").write_text(json.dumps(taken))
+                (directory / "delays.json").write_text(json.dumps(taken))
+            (directory / f"arrivals-{seat.rank}.json").write_text(json.dumps(arrivals))
             return 0
         if wanted.get("schedule_us"):
             plan = engine._scheduler.plan
@@ -87,11 +105,11 @@ def run(seat: Seat, wanted: dict[str, Any]) -> int:
         params = SamplingParams(temperature=0.0, max_tokens=wanted["num_tokens"], ignore_eos=True)
         num_prompts = wanted.get("num_prompts", 1)
         requests = [GenerationRequest([5 + i, 6, 7, 8], params) for i in range(num_prompts)]
-        directory = Path(wanted["directory"])
         engine.record(RecordingRequest(directory, wanted["num_skipped"], wanted["num_steps"]))
         for _ in engine.generate(requests):
             continue
         engine.write_recording(["intervention"])
+        (directory / "arrivals-0.json").write_text(json.dumps(arrivals))
         report = engine.report()
         assert report.decode is not None
         (directory / "counters.json").write_text(json.dumps(report.decode.to_json()))

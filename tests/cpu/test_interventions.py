@@ -63,11 +63,14 @@ def report_of(directory: Path, window: str = "all") -> Report:
 
 
 def delay_errors(directory: Path) -> tuple[np.ndarray, np.ndarray, float]:
-    """(us of injected delay, us that the wait is off it, share of collectives with rank 1 named).
+    """(us of injected delay, us that the wait is off it, share of collectives whose last rank is
+    named as the ranks' own clock readings say).
 
-    Layers that are not delayed are the control: what the ranks differ by anyway.
+    Layers that are not delayed are the control: what the ranks differ by anyway. Where that is more
+    than the delay, rank 0 really does come last. Arrivals within 2 us of each other are a draw.
     """
     delays = json.loads((directory / "delays.json").read_text())
+    came = [json.loads((directory / f"arrivals-{rank}.json").read_text()) for rank in (0, 1)]
     found = prepare(read_traces([str(directory)]))
     work, waits = found.works[0], found.waits
     control, truth, skew, named = [], [], [], []
@@ -83,7 +86,9 @@ def delay_errors(directory: Path) -> tuple[np.ndarray, np.ndarray, float]:
             continue
         truth.append(delays[f"layers.{layer}.mlp.down"][step])
         skew.append(difference)
-        named.append(waits.last[place] == 1)
+        apart_ns = came[1][key][step] - came[0][key][step]
+        if abs(apart_ns) > 2_000:
+            named.append(waits.last[place] == int(apart_ns > 0))
     errors = np.array(skew) - np.median(control) - np.array(truth)
     return np.array(truth) / 1e3, errors / 1e3, float(np.mean(named))
 
