@@ -8,7 +8,7 @@ from tpprof.readers.read import read_traces
 from tests.pure.test_tpprof_truth_faults import wrong_steps
 from tests.pure.test_tpprof_truth_reading import as_read, origin_of, truly
 from tests.traces.agreement import analysed, recorded
-from tests.traces.catalogue import SCENARIOS
+from tests.traces.catalogue import DAMAGED, SCENARIOS
 from tests.traces.nsight import NsightStyle, write_nsight
 from tests.traces.scenario import Damage, Scenario
 from tests.traces.simulate import simulate
@@ -24,6 +24,15 @@ def test_a_launch_without_its_kernel_is_a_lost_event(damage: Damage, tmp_path: P
     """Not in a replay, and no row is broken: one cudaLaunchKernel of hundreds has no kernel."""
     run, paths = recorded(Scenario("eager", num_steps=6, damages=(damage,)), tmp_path)
     assert wrong_steps(analysed(paths, "steps"), truth_of(run), damage.step) == []
+
+
+@pytest.mark.parametrize("name", ["zero time", "backwards"])
+def test_broken_rows_count_for_the_process_they_belong_to(name: str, tmp_path: Path) -> None:
+    run = simulate(DAMAGED[name])
+    write_nsight(run, tmp_path / "all.sqlite")
+    [damage] = run.scenario.damages
+    lost = [trace.num_lost for trace in read_traces([tmp_path])]
+    assert lost == [int(rank == damage.rank) for rank in range(2)]
 
 
 def test_ranks_on_gpus_are_who_they_say_they_are(tmp_path: Path) -> None:

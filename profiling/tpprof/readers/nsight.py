@@ -39,7 +39,9 @@ def read_nsight(path: Path, rank: int | None = None) -> list[Trace]:
         offset_ns, gpus, devices = _epoch(tables), _gpus_by_process(tables), _devices(tables)
         lost = _num_complaints(tables)
     shared = Facts(rank=NONE, source=str(path), recorder="nsight")
+    backwards = recording.rows.end_ns < recording.rows.start_ns
     drop = broken_times(recording.rows, shared)
+    damaged_in = recording.process[drop | backwards]
     shared.lose(lost, "Nsight Systems notes {n} times that it lost or dropped events")
     if drop.any():
         kept = np.flatnonzero(~drop)
@@ -61,7 +63,11 @@ def read_nsight(path: Path, rank: int | None = None) -> list[Trace]:
     recording.rows.end_ns += offset_ns
     traces = []
     for index, seat in enumerate(seats):
-        facts = replace(shared, rank=NONE if rank is None else rank + index)
+        facts = replace(
+            shared,
+            rank=NONE if rank is None else rank + index,
+            num_lost=lost + int((damaged_in == seat.process).sum()),
+        )
         facts.devices = _devices_of(seat, recording, gpus, devices)
         traces.append(_trace(recording, seat, facts))
     return traces
