@@ -7,8 +7,9 @@ from tpprof.readers.read import read_traces
 
 from tests.pure.test_tpprof_truth_faults import wrong_steps
 from tests.pure.test_tpprof_truth_reading import as_read, origin_of, truly
-from tests.traces.agreement import analysed, recorded
+from tests.traces.agreement import analysed, faults, recorded
 from tests.traces.catalogue import DAMAGED, SCENARIOS
+from tests.traces.kineto import KinetoStyle
 from tests.traces.nsight import NsightStyle, write_nsight
 from tests.traces.scenario import Damage, Scenario
 from tests.traces.simulate import simulate
@@ -24,6 +25,16 @@ def test_a_launch_without_its_kernel_is_a_lost_event(damage: Damage, tmp_path: P
     """Not in a replay, and no row is broken: one cudaLaunchKernel of hundreds has no kernel."""
     run, paths = recorded(Scenario("eager", num_steps=6, damages=(damage,)), tmp_path)
     assert wrong_steps(analysed(paths, "steps"), truth_of(run), damage.step) == []
+
+
+def test_a_stream_wait_issued_later_explains_nothing(tmp_path: Path) -> None:
+    """The first kernel of each layer lies on the device for 40 us. Waits that the host issues
+    meanwhile are for rows behind it on its stream, or for another stream."""
+    scenario = Scenario("idle", is_hidden=True, late_start_ns=40_000, launch_ns=1500, batch=1)
+    run, paths = recorded(scenario, tmp_path, KinetoStyle("tpinfer"))
+    truth = truth_of(run)
+    for split in analysed(paths).ranks:
+        assert faults(split, truth.split(split.rank, *truth.whole(split.rank))) == []
 
 
 @pytest.mark.parametrize("name", ["zero time", "backwards"])

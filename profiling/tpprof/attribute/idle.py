@@ -149,8 +149,9 @@ def _waits_recorded(
 ) -> np.ndarray:
     """bool [gaps]: a wait between streams was recorded for the op that ends the gap.
 
-    Either a wait on the op's stream overlaps [begin, end of gap), or one was issued, on that
-    stream or by the op's thread, between the launch of the op before it on its stream and its own.
+    Either a wait on the op's stream, issued before the op's own launch, lasts beyond `begin`, or one
+    lasts until the op begins, or one was issued, on that stream or by the op's thread, between the
+    launch of the op before it on its stream and its own. What is issued later is for ops behind it.
     A host thread that waits for the device (`cudaStreamSynchronize`) explains nothing.
     """
     waits = _wait_rows(trace)
@@ -169,10 +170,14 @@ def _waits_recorded(
         low = np.searchsorted(issued, before[op], side="left")
         found[chosen] |= np.searchsorted(issued, launches.start_ns[op], side="right") > low
         if on_stream:
-            union = intervals.merge(trace.start_ns[mine], trace.end_ns[mine])
-            overlap = intervals.covered_before(*union, gaps.end_ns[chosen])
-            overlap -= intervals.covered_before(*union, begin[chosen])
-            found[chosen] |= overlap > 0
+            # Issued before the op, and not over when the rest of the gap began.
+            order = np.argsort(trace.start_ns[mine], kind="stable")
+            until = np.maximum.accumulate(trace.end_ns[mine][order])
+            last = np.searchsorted(issued, launches.start_ns[op], side="right") - 1
+            found[chosen] |= (last >= 0) & (until[np.maximum(last, 0)] > begin[chosen])
+            # Or, where waits are recorded as the stream lives them, over as the op begins.
+            last = np.searchsorted(issued, gaps.end_ns[chosen], side="left") - 1
+            found[chosen] |= (last >= 0) & (until[np.maximum(last, 0)] >= gaps.end_ns[chosen])
     return found
 
 
