@@ -66,6 +66,10 @@ COMM = {
     "broadcast": [f"ncclDevKernel_Broadcast_RING_LL{_NCCL}"],
     "sendrecv": [f"ncclDevKernel_SendRecv{_NCCL}"],
     "reduce": [f"ncclDevKernel_Reduce_Sum_f32_RING_LL{_NCCL}"],
+    "barrier": [
+        "void c10d::symmetric_memory::barrier_kernel(unsigned int**, unsigned long, int, int)",
+        "_ZN4c10d16symmetric_memoryL14barrier_kernelEPPjmiim",
+    ],
     "other": [
         "ncclDevKernel_Generic_4(ncclDevKernelArgsStorage<4096ul>)",
         "void rcclGenericKernel<1, false>(ncclDevKernelArgsStorage<4096ul>)",
@@ -84,6 +88,7 @@ FUSED = {
     ],
     "reduce_scatter": ["cutlass_gemm_reduce_scatter_sm90_bf16"],
 }
+COPIES = ["__amd_rocclr_copyBuffer", "__amd_rocclr_fillBufferAligned.kd"]
 ROLE_NAMES = {
     "gemm": [
         "nvjet_tst_128x256_64x4_1x2_h_bz_coopA_NNT",
@@ -101,6 +106,8 @@ ROLE_NAMES = {
         "void deep_gemm::sm90_fp8_gemm_1d2d_impl<7168u, 4096u, 1u, (deep_gemm::GemmType)0>()",
         "void marlin::Marlin<(long)1125899906909960, 128, 16, 4>()",
         "_w8a8_block_fp8_matmul",
+        "_w8a8_triton_block_scaled_mm",
+        "ampere_hgemmHalf_128x64_nn",
         "triton_tem_fused_mm_3",
         "hgemm_bf16_32x64x64_S2TN_AS_SPK16_0",
         "void fused_a_gemm_kernel<1, 2112, 7168, 16>(__nv_bfloat16*)",
@@ -227,6 +234,7 @@ def _cases() -> list[tuple[str, Verdict]]:
         for name in names
     ]
     found += [(n, Verdict(role=role)) for role, names in ROLE_NAMES.items() for n in names]
+    found += [(name, Verdict(WorkKind.COPY)) for name in COPIES]
     return found + [(name, Verdict(role=role)) for name, role in FALSE_FRIENDS.items()]
 
 
@@ -274,6 +282,7 @@ def test_a_rule_needs_all_it_says_and_the_first_that_fits_counts() -> None:
         ("[[rule]]\ncontains = ['a']\nkind = 'network'\nop = 'x'", "'network' must be"),
         ("[[rule]]\ncontains = ['a']\nkind = ['comm']\nop = 'x'", "must be comm"),
         ("[[rule]]\ncontains = ['a']\nkind = 'comm'", "must name the collective"),
+        ("[[rule]]\ncontains = ['a']\nkind = 'copy'\nop = 'x'", "must name the collective"),
         ("[[rule]]\ncontains = ['a']\nop = 'allreduce'", "must name the collective"),
         ("[[rule]]\ncontains = ['a']\nkind = 'comm'\nop = 3", "must name the collective"),
         ("[[rule]]\ncontains = ['a']\nrole = 'mystery'", "'mystery' must be one of"),

@@ -22,7 +22,7 @@ ROLES = (
     "gemm", "attention", "norm", "rope", "kv_write", "activation", "moe", "quant", "sample",
     "embed", "elementwise",
 )  # fmt: skip
-_KINDS: dict[str | None, WorkKind] = {"comm": WorkKind.COMM, "fused_comm": WorkKind.FUSED_COMM}
+_KINDS = {"comm": WorkKind.COMM, "fused_comm": WorkKind.FUSED_COMM, "copy": WorkKind.COPY}
 _FIELDS = {"begins", "contains", "kind", "op", "role"}
 
 
@@ -79,12 +79,15 @@ def _rule(rule: dict[str, Any], place: str) -> Rule:
     )
     kind, op, role = rule.get("kind"), rule.get("op", ""), rule.get("role", "")
     if kind is not None and (not isinstance(kind, str) or kind not in _KINDS):
-        raise TraceError(f"{place}: kind {kind!r} must be comm or fused_comm")
+        raise TraceError(f"{place}: kind {kind!r} must be comm, fused_comm or copy")
     if role and role not in ROLES:
         raise TraceError(f"{place}: role {role!r} must be one of {', '.join(ROLES)}")
-    if not isinstance(op, str) or (kind is None) != (op == ""):
-        raise TraceError(f"{place}: op {op!r} must name the collective of a kind, and only there")
-    return Rule(begins, contains, Verdict(_KINDS.get(kind, WorkKind.COMPUTE), op, role))
+    if not isinstance(op, str) or (kind in (None, "copy")) != (op == ""):
+        raise TraceError(
+            f"{place}: op {op!r} must name the collective of comm or fused_comm, and only there"
+        )
+    found = _KINDS[kind] if kind is not None else WorkKind.COMPUTE
+    return Rule(begins, contains, Verdict(found, op, role))
 
 
 def _texts(found: Any, field: str, place: str) -> tuple[str, ...]:
