@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from tpprof.cli.inputs import GROUPINGS, ceilings_of
 from tpprof.cli.main import ORIENTATION, VERBS, build_parser, main
+from tpprof.readers.read import read_traces
 from tpprof.report.jsonform import encode_report, read_report
 from tpprof.report.wording import duration
 
@@ -21,6 +22,7 @@ from tests.traces.catalogue import SCENARIOS
 from tests.traces.kineto import SECRET, KinetoStyle, write_kineto
 from tests.traces.simulate import simulate
 from tpinfer.config.errors import ConfigError
+from tpinfer.embedded.locate import embedded_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -247,6 +249,37 @@ def test_merge_puts_all_ranks_in_one_file(
     text = gzip.decompress(out.read_bytes())
     assert SECRET.encode() not in text
     assert {event["pid"] for event in json.loads(text)["traceEvents"]} == {0, 1, 2, 3}
+
+
+def test_a_merged_file_is_no_rank_and_no_recording_is_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ranks = tmp_path / "ranks"
+    write_kineto(simulate(SCENARIOS["steady"]), ranks, KinetoStyle())
+    recorded = {path: path.read_bytes() for path in ranks.iterdir()}
+    for path in (next(iter(recorded)), ranks / "merged.json.gz", ranks / "all.json"):
+        code = main(["merge", str(ranks), "-o", str(path)])
+        assert code == (2 if path in recorded else 0)
+    capsys.readouterr()
+    for flag in ("--json", "--html"):
+        assert main(["analyze", str(ranks), flag, str(next(iter(recorded)))]) == 2
+        assert "one of the recordings" in last_error(capsys)
+    assert {path: path.read_bytes() for path in recorded} == recorded
+    assert [trace.rank for trace in read_traces([ranks])] == [0, 1]
+    assert main(["analyze", str(ranks / "all.json")]) == 2
+    assert "tpprof merge" in last_error(capsys)
+
+
+def test_a_model_is_read_from_the_very_file_that_is_named(
+    traces: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((embedded_model() / "config.json").read_text())
+    (tmp_path / "config.json").write_text("a neighbour")
+    (tmp_path / "eight.json").write_text(json.dumps(config | {"num_attention_heads": 3}))
+    assert main(["analyze", traces, "--model", str(tmp_path / "eight.json")]) == 2
+    assert "3 attention heads" in last_error(capsys)
+    assert main(["analyze", traces, "--model", str(tmp_path)]) == 2
+    assert "not JSON" in last_error(capsys)
 
 
 def test_scale_of_traces_of_two_sizes(

@@ -151,3 +151,10 @@ def test_a_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     trace, _ = Recording().build()
     with pytest.raises(TraceError, match="cannot be written"):
         write_perfetto(tmp_path / "no" / "x.json", [trace], [lambda t: t], [Track(TITLE)])
+    with pytest.raises(TraceError, match="cannot be written"):
+        write_perfetto(tmp_path, [trace], [lambda t: t], [Track(TITLE)])
+    full = tmp_path / "full"
+    full.symlink_to("/dev/full")
+    with pytest.raises(TraceError, match="cannot be written"):
+        write_perfetto(full, [trace], [lambda t: t], [Track(TITLE)])
+    assert full.is_symlink(), "a device is not taken away"

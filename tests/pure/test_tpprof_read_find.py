@@ -81,6 +81,8 @@ class TestLeftOut:
         make(tmp_path, "rank0.trace.json.gz", "rank1.trace.json.gz")
         for name in ("run.json", "clock-host.json", "rank0.manifest.json", "notes.txt"):
             write(tmp_path / name, json.dumps({"tp": 2, "rank": 0}))
+        write(tmp_path / "answers.json", json.dumps([{"prompt": "Hello", "text": "you"}]))
+        write(tmp_path / "numbers.json", "[1, 2]")
         (tmp_path / "rank1.trace.json.gz.part").write_bytes(b"half")
         result = find_traces([tmp_path])
         assert [path.name for _, path in result.files] == [

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from tpinfer.config.huggingface import read_model_spec
+from tpinfer.config.huggingface import parse_model_spec, read_model_spec
+from tpinfer.config.json_keys import read_json_object
 from tpinfer.config.model import ModelSpec
 from tpprof.classify.manifest import beside, read_manifest
 from tpprof.classify.prices import CostSource
@@ -31,4 +32,7 @@ def cost_source(
 
 
 def _spec(path: Path) -> ModelSpec:
-    return read_model_spec(path if path.is_dir() else path.parent)
+    """Of a checkpoint's directory, or of the very file that was named, whatever its name."""
+    if path.is_dir():
+        return read_model_spec(path)
+    return parse_model_spec(read_json_object(path), str(path))

@@ -14,6 +14,7 @@ from tpprof.cli.inputs import (
     add_path_flags,
     options_of,
     read_paths,
+    spare_recordings,
     write_text,
 )
 
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from tpprof.report.text import render_report
 
     traces = read_paths(args.paths)
+    spare_recordings(traces, args.json, args.html)
     options = options_of(args, traces, args.window, args.by)
     found = prepare(traces, options)
     report = advised(found, replace(options, by=args.by or ("layer" if args.html else "")))

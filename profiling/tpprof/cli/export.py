@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from tpprof.cli.inputs import add_path_flags, read_paths
+from tpprof.cli.inputs import add_path_flags, read_paths, spare_recordings
 from tpprof.report.wording import plural
 
 EPILOG = """examples:
@@ -28,6 +28,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the file."""
     traces = read_paths(args.paths)
+    spare_recordings(traces, args.arrow)
     if args.arrow:
         from tpprof.report.arrow import write_arrow
 

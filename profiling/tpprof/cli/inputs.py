@@ -109,7 +109,8 @@ def model_of(path: Path | None) -> Path | None:
         return None
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
-        raise ConfigError(f"--model {path} does not exist; give the config.json of the model")
+        lacking = "holds no config.json" if path.is_dir() else "is no file"
+        raise ConfigError(f"--model {path} {lacking}; give the config.json of the model")
     return file
 
 
@@ -149,6 +150,14 @@ def _noted_world(directory: Path) -> int:
         return int(found["tp"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0
+
+
+def spare_recordings(traces: "Sequence[Trace]", *targets: Path | None) -> None:
+    """Raises TraceError where an output would replace one of the files that were read."""
+    sources = {Path(trace.source).resolve() for trace in traces}
+    for target in targets:
+        if target is not None and target.resolve() in sources:
+            raise TraceError(f"{target} is one of the recordings; name another file to write")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -75,6 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader went away, such as `head`; nothing is left to be said
         return 0
+    except OSError as error:  # files are told by name where they are written; this is the terminal
+        print(f"error: the output cannot be written: {error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

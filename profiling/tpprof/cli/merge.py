@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from tpprof.cli.inputs import add_path_flags, read_paths
+from tpprof.cli.inputs import add_path_flags, read_paths, spare_recordings
 from tpprof.report.wording import plural
 
 EPILOG = """example:
@@ -30,6 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from tpprof.report.merging import merge_ranks
 
     traces = read_paths(args.paths)
+    spare_recordings(traces, args.out)
     found = prepare(traces)
     merged = merge_ranks(
         args.out, found.traces, found.works, found.matched, found.waits, found.clocks

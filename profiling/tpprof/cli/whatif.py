@@ -10,6 +10,7 @@ from tpprof.cli.inputs import (
     add_path_flags,
     options_of,
     read_paths,
+    spare_recordings,
     write_text,
 )
 
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from tpprof.report.whatif_text import render_whatif
 
     traces = read_paths(args.paths)
+    spare_recordings(traces, args.json)
     answer = WhatIf(prepare(traces, options_of(args, traces, "all"))).answer(args.no)
     print(render_whatif(answer))
     if args.json:

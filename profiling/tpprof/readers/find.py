@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..errors import TraceError
 from ..events import NONE
-from .kineto import rank_in_header
+from .kineto import looks_recorded, rank_in_header
 from .nsight_tables import MAGIC
 
 _RANK = re.compile(r"(?:\A|[^A-Za-z])rank[-_.]?(\d{1,6})(?!\d)", re.IGNORECASE)
@@ -25,7 +25,7 @@ _SGLANG = re.compile(
 )
 _STAMP = re.compile(r"\.(\d{10,20})\.")
 """When a file was written, in its name."""
-_NO_RANK = re.compile(r"async_llm|\Amerged-", re.IGNORECASE)
+_NO_RANK = re.compile(r"async_llm|\Amerged[-._]", re.IGNORECASE)
 """A coordinator's file, and files made from those of all ranks."""
 _REPORT = (".nsys-rep", ".qdrep", ".qdstrm")
 _KINETO = (".json", ".json.gz")
@@ -138,11 +138,7 @@ def _is_recording(path: Path) -> bool:
         return False
     if name.endswith((".trace.json", ".trace.json.gz")):
         return True
-    try:
-        rank_in_header(path)
-    except TraceError:
-        return False
-    return True
+    return looks_recorded(path)
 
 
 def _refuse_report(path: Path) -> TraceError:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from ..errors import TraceError
 from ..events import NONE, Device, Trace
 from .assembly import LATEST_NS, Facts, Rows, assemble, broken_times
 from .kineto_columns import Columns, as_number
@@ -32,6 +33,10 @@ def read_kineto(path: Path, rank: int | None = None, block_bytes: int = BLOCK_BY
     for events in stream:
         columns.add(events)
     header = stream.header
+    if header.merged is not None:
+        raise TraceError(
+            f"{path} is what `tpprof merge` made of several ranks; name the ranks' own files"
+        )
     facts = _facts(header, path, rank)
     rows, correlation, external = columns.rows()
     _tell_damage(facts, stream, columns)
@@ -46,6 +51,17 @@ def read_kineto(path: Path, rank: int | None = None, block_bytes: int = BLOCK_BY
     _add_groups(facts, columns)
     _name_devices(facts, columns)
     return assemble(rows, columns.strings.texts(), list(columns.lanes), found, facts)
+
+
+def looks_recorded(path: Path) -> bool:
+    """Whether JSON that nobody named may be one rank's recording, by its beginning: not a list of
+    something else, nor what `tpprof merge` wrote."""
+    stream = EventStream(path, 1 << 20)
+    try:
+        held = stream.read_header()
+    except TraceError:
+        return False
+    return stream.header.merged is None and (not stream.is_bare or b'"ph"' in held)
 
 
 def rank_in_header(path: Path) -> int | None:

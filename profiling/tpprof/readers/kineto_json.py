@@ -97,6 +97,8 @@ class Header(msgspec.Struct):
     distributed: Any = msgspec.field(name="distributedInfo", default=None)
     offset_ns: Any = msgspec.field(name="baseTimeNanoseconds", default=None)
     log: Any = msgspec.field(name="INFO", default=None)
+    merged: Any = msgspec.field(name="mergedRanks", default=None)
+    """What `tpprof merge` writes into its own files."""
 
     def take(self, other: "Header") -> None:
         """Fill what is missing here from `other`."""
@@ -130,8 +132,9 @@ class EventStream:
         self.damage: list[str] = []
         self.num_broken = 0
         """Events that could not be decoded."""
+        self.is_bare = False
+        """Whether the file is an array and nothing else."""
         self._block_bytes = block_bytes
-        self._is_bare = False
         self._position = 0
         """Of the next byte to be decoded, in the decompressed file."""
         self._num_resyncs = 0
@@ -237,7 +240,7 @@ class EventStream:
         """Where the first event may begin, proven by decoding what stands before it; or -1."""
         text = held.lstrip(b"\xef\xbb\xbf \t\r\n")
         if text.startswith(b"["):
-            self._is_bare = True
+            self.is_bare = True
             return len(held) - len(text) + 1
         for match in _START.finditer(held):
             head = held[len(held) - len(text) : match.end()] + b"]}"
@@ -296,7 +299,7 @@ class EventStream:
             self.damage.append(f"the events break off at byte {self._position}")
 
     def _decode_ending(self, held: bytes) -> _Ending | None:
-        tail = b"}" if self._is_bare else b""
+        tail = b"}" if self.is_bare else b""
         decoder = msgspec.json.Decoder(_Ending, float_hook=self._float_hook)
         for text in attempts(held):
             try:
@@ -347,7 +350,7 @@ class EventStream:
         for block in self._blocks:
             if len(held) <= MOST_HEADER_BYTES:
                 held += block
-        if self._is_bare:
+        if self.is_bare:
             return
         header = _decode(b'{"traceEvents":[]' + held, Header)
         if header is None:

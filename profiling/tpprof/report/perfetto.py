@@ -73,7 +73,8 @@ def write_perfetto(
     zero = min(begins, default=0)
     count = 0
     with _opened(path) as out:
-        out.write('{"displayTimeUnit":"ms",')
+        ranks = ",".join(str(trace.rank) for trace in traces)
+        out.write(f'{{"displayTimeUnit":"ms","mergedRanks":[{ranks}],')
         out.write(f'"baseTimeNanoseconds":{zero},"traceEvents":[\n')
         separator = ""
         for trace, (start, end), track in zip(traces, times, tracks, strict=True):
@@ -97,7 +98,9 @@ def _opened(path: Path) -> Iterator[IO[str]]:
             with path.open("w", encoding="utf-8") as out:
                 yield out
     except OSError as error:
-        path.unlink(missing_ok=True)
+        # /dev/full is no file of ours, nor is a directory.
+        if path.is_file():
+            path.unlink(missing_ok=True)
         raise TraceError(
             f"{path} cannot be written: {error.strerror or error}; name another file with -o"
         ) from None
