@@ -149,7 +149,7 @@ def _waits_recorded(
 ) -> np.ndarray:
     """bool [gaps]: a wait between streams was recorded for the op that ends the gap.
 
-    Either a wait on the op's stream, issued before the op's own launch, lasts beyond `begin`, or one
+    Either a wait on the op's stream, issued before its own launch, lasts beyond `begin`, or one
     lasts until the op begins, or one was issued, on that stream or by the op's thread, between the
     launch of the op before it on its stream and its own. What is issued later is for ops behind it.
     A host thread that waits for the device (`cudaStreamSynchronize`) explains nothing.
