@@ -238,6 +238,8 @@ def test_the_late_rank_is_named_and_whatif_wins_it_back(
     each = {cause: ns for cause, ns in gains.items() if cause.startswith("wait:")}
     assert max(each, key=lambda cause: each[cause]) == f"wait:{late}"
     assert main(["whatif", traces, "--no", "wait:99"]) == 2
+    assert main(["whatif", traces, "--no", "host:pyhton"]) == 2
+    assert "python" in capsys.readouterr().err
 
 
 def test_merge_puts_all_ranks_in_one_file(

@@ -134,6 +134,7 @@ class WhatIf:
         if word in ("wait", "transfer", "communication") and not which:
             return self._cut_communication(word, nothing)
         if word == "host" and which:
+            self._check_part(cause, which)
             return f"no host time in {which}", self._in_gaps(part=which), nothing[:-1]
         leaves = ROLLUP.get(word) or ((word,) if word in LEAVES else ())
         if not leaves or which:
@@ -155,6 +156,13 @@ class WhatIf:
         at = "at its ceiling" if (self._floors > 0).any() else "free"
         meaning = {"wait": "every rank comes with the first", "transfer": f"transfer {at}"}
         return meaning.get(word, f"no waiting, transfer {at}"), gaps, holds
+
+    def _check_part(self, cause: str, part: str) -> None:
+        parts = dict.fromkeys(part for timeline in self._run.timelines for part in timeline.parts)
+        if part not in parts:
+            raise ConfigError(
+                f"--no {cause}: the host did no {part} here; its parts are {', '.join(parts)}"
+            )
 
     def _column(self, cause: str, rank: str) -> int:
         ranks = [str(trace.rank) for trace in self._run.traces]
