@@ -30,6 +30,14 @@ from tpprof.results import CollectiveResult, Group, OpResult, Report, Split, Win
 MOST_DILATION = 1.05
 """Recording that slows a run more than this says little about its gaps."""
 
+_WHERE_FROM = {
+    "all": "was the profiler stopped?",
+    "steps": "its engine must annotate steps; ask for --window all",
+    "ttft": "record a tpinfer run from its first step (--profile-skip 0), or ask for --window all",
+    "itl": "record two tokens of a tpinfer run, or ask for --window steps or all",
+}
+"""By window what a recording without any of it needs."""
+
 
 @dataclass(frozen=True)
 class AnalysisOptions:
@@ -122,7 +130,9 @@ def report_on(found: RankFindings, options: AnalysisOptions) -> Report:
             f"recording made the run {dilation:.2f} times as long: nothing is claimed about gaps"
         )
     if not wanted:
-        told.append(f"the recording has no windows of the kind {options.window}")
+        told.append(
+            f"the recording has no windows of the kind {options.window}; {_WHERE_FROM[options.window]}"
+        )
     return Report(
         wall_ns=shown.wall_ns,
         leaves=shown.leaves,
