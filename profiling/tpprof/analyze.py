@@ -130,9 +130,8 @@ def report_on(found: RankFindings, options: AnalysisOptions) -> Report:
             f"recording made the run {dilation:.2f} times as long: nothing is claimed about gaps"
         )
     if not wanted:
-        told.append(
-            f"the recording has no windows of the kind {options.window}; {_WHERE_FROM[options.window]}"
-        )
+        remedy = _WHERE_FROM[options.window]
+        told.append(f"the recording has no windows of the kind {options.window}; {remedy}")
     return Report(
         wall_ns=shown.wall_ns,
         leaves=shown.leaves,
