@@ -4,28 +4,9 @@ The keys of `Report` down to `format_version` are kept stable; the others may gr
 leaves sums to the `wall_ns` beside it, in integers.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 FORMAT_VERSION = 1
-
-ROLLUP: dict[str, tuple[str, ...]] = {
-    "compute": ("compute",),
-    "memory": ("memory", "copy"),
-    "communication": ("comm_transfer", "comm_wait", "comm_unsplit", "fused_comm"),
-    "small_kernels": ("latency", "graph_gap", "unmodelled"),
-    "host": (
-        "host", "launch_latency", "dependency_wait", "host_tail", "idle_unexplained", "unrecorded",
-    ),
-    "queue": ("queue",),
-}  # fmt: skip
-"""The six words and the leaves under each."""
-LEAVES = tuple(leaf for leaves in ROLLUP.values() for leaf in leaves)
-
-
-def roll_up(leaves: Mapping[str, int]) -> dict[str, int]:
-    """ns by the six words."""
-    return {word: sum(leaves.get(leaf, 0) for leaf in under) for word, under in ROLLUP.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,9 @@ import pytest
 from tpprof.analyze import AnalysisOptions, analyze, prepare
 from tpprof.readers.read import read_traces
 from tpprof.report.whatif import WhatIf
-from tpprof.results import ROLLUP, Report
+from tpprof.results import Report
+
+from tpinfer.costs.leaves import ROLLUP
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DELAYED_LAYERS = (1, 3, 5)

@@ -24,9 +24,10 @@ from tests.pure.recorded_runs import (
 )
 from tpinfer.config.dtypes import DType
 from tpinfer.costs.bound import classify
+from tpinfer.costs.leaves import LEAVES, ROLLUP
 from tpinfer.costs.step_record import HostSpan, Measurements
-from tpinfer.engine.attribution import ROLLUP, Attribution, Attributor, RankSplit
-from tpinfer.engine.timeline import LEAVES, StepClassifier, match_collectives, op_starts
+from tpinfer.engine.attribution import Attribution, Attributor, RankSplit
+from tpinfer.engine.timeline import StepClassifier, match_collectives, op_starts
 
 moments = st.integers(0, 4000)
 

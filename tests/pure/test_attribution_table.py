@@ -14,8 +14,8 @@ from tests.pure.recorded_runs import CEILINGS
 from tpinfer.cli.attribution_table import render_run
 from tpinfer.config.ceilings import MemoryLevel
 from tpinfer.config.dtypes import DType
+from tpinfer.costs.leaves import LEAVES
 from tpinfer.engine.run_report import RunReport
-from tpinfer.engine.timeline import LEAVES
 
 TTFT = (
     {"compute": 20_000_000, "memory": 30_000_000, "comm_wait": 40_000_000,

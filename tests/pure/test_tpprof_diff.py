@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 from tpprof.report.diff_text import render_difference
 from tpprof.report.diffing import KEYS, Change, compare, growth_text, parse_limit
-from tpprof.results import LEAVES, ROLLUP, Report, Window
+from tpprof.results import Report, Window
 
 from tests.pure.tpprof_reports import one_rank, split, two_ranks
 from tpinfer.config.errors import ConfigError
+from tpinfer.costs.leaves import LEAVES, ROLLUP
 
 
 def steps(walls: list[int]) -> Report:

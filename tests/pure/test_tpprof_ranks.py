@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tpprof.classify.collective_kinds import busbw_factor, synchronises
 from tpprof.classify.work import Work
 from tpprof.events import Trace
 from tpprof.ranks.clock import Clock, fit_clocks
-from tpprof.ranks.kinds import busbw_factor, synchronises
 from tpprof.ranks.match import Matched, match
 from tpprof.ranks.wait import (
     HOST_LATE,

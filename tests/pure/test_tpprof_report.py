@@ -32,7 +32,7 @@ from tpprof.report.wording import (
     percent,
     shorten,
 )
-from tpprof.results import LEAVES, ROLLUP, Report, Window
+from tpprof.results import Report, Window
 
 from tests.pure.golden import check_golden
 from tests.pure.tpprof_reports import (
@@ -42,6 +42,7 @@ from tests.pure.tpprof_reports import (
     split,
     two_ranks,
 )
+from tpinfer.costs.leaves import LEAVES, ROLLUP
 
 STABLE = [
     "wall_ns", "leaves", "rollup", "ranks", "collectives", "coverage", "clock_alignment",

@@ -19,10 +19,11 @@ from tpprof.report.scale import (
 from tpprof.report.scale_causes import FIXES, apportion
 from tpprof.report.scale_text import render_waterfalls
 from tpprof.report.whatif import Answer, Removal
-from tpprof.results import LEAVES, CollectiveResult, OpResult, Report, Window
+from tpprof.results import CollectiveResult, OpResult, Report, Window
 
 from tests.pure.tpprof_reports import one_rank as report_of
 from tests.pure.tpprof_reports import ops, split, two_ranks, windows
+from tpinfer.costs.leaves import LEAVES
 
 BOUNDS = ("compute", "memory", "balanced", "latency", "communication", "unmodelled")
 

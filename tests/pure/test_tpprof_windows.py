@@ -19,10 +19,11 @@ from tpprof.errors import TraceError
 from tpprof.events import Kind
 from tpprof.ranks.capture import read_capture
 from tpprof.ranks.step_order import same_numbers
-from tpprof.results import ROLLUP, Report
+from tpprof.results import Report
 
 from tests.pure.test_tpprof_sweep import recordings
 from tests.pure.tpprof_builders import STREAM, THREAD, Recording
+from tpinfer.costs.leaves import ROLLUP
 
 FLOORS = LaunchFloors(kernel_ns=5, graph_ns=10)
 

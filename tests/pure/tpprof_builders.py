@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from tpprof.classify.work import Work, WorkKind
 from tpprof.events import NONE, Collectives, Device, Kind, Lane, Trace
-from tpprof.results import LEAVES
+
+from tpinfer.costs.leaves import LEAVES
 
 THREAD = Lane(is_device=False, pid=100, tid=100)
 STREAM = Lane(is_device=True, pid=NONE, tid=7, device=0)

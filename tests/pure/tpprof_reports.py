@@ -12,8 +12,9 @@ from tpprof.results import (
     Report,
     Split,
     Window,
-    roll_up,
 )
+
+from tpinfer.costs.leaves import roll_up
 
 NASTY = "<script>alert('kernel & co')</script>"
 NUM_STEPS, NUM_LAYERS = 4, 3

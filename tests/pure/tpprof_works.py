@@ -7,13 +7,13 @@ import numpy as np
 from tpprof.classify.manifest import Manifest, model_manifest
 from tpprof.classify.work import Work, WorkKind
 from tpprof.events import Trace
-from tpprof.results import LEAVES
 
 from tests.pure.models import tiny
 from tests.pure.test_tpprof_roles import KERNELS
 from tests.pure.tpprof_rows import Row
 from tpinfer.config.ceilings import Ceilings, MemoryLevel
 from tpinfer.config.dtypes import DType
+from tpinfer.costs.leaves import LEAVES
 from tpinfer.costs.ledger import CostLedger
 from tpinfer.costs.ops import StepAggregates
 from tpinfer.sharding.partition import partition_model

@@ -5,12 +5,13 @@ from pathlib import Path
 
 from tpprof.analyze import AnalysisOptions, analyze
 from tpprof.readers.read import read_traces
-from tpprof.results import ROLLUP, Report, Split, Window
+from tpprof.results import Report, Split, Window
 
 from tests.traces.kineto import KinetoStyle, write_kineto
 from tests.traces.scenario import CEILINGS, Scenario
 from tests.traces.simulate import Run, simulate
 from tests.traces.truth import SplitTruth, Truth
+from tpinfer.costs.leaves import ROLLUP
 
 TOLERANCE_NS = 1000
 """Per leaf and window."""

@@ -68,7 +68,7 @@ class Environment:
 
 
 SPIN_COUNT = "2000"
-"""Rounds of libgomp's waiting loop, about 5 us."""
+"""Rounds of libgomp's waiting loop; of 2,000, 20,000 and none the fastest on two busy cores."""
 
 
 def read_environment(environ: Mapping[str, str] | None = None) -> Environment:
@@ -103,11 +103,11 @@ def export_variables(values: Mapping[str, str]) -> None:
 
 
 def calm_thread_pools() -> None:
-    """Let OpenMP's threads spin for some us before they sleep, unless the user has said how long.
+    """Let OpenMP's threads spin only shortly before they sleep, unless the user has said how long.
 
-    Call before torch is imported. By default they spin for a millisecond and more; where another
-    process wants a core, every op then waits for a thread that cannot run: ten times the time of a
-    token on two cores with one other busy process.
+    Call before torch is imported. By default they spin long; where another process wants a core,
+    every op then waits for a thread that cannot run: 29 ms a token of the story model instead of 3
+    on two busy cores.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT

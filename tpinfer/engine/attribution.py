@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from tpinfer.config.ceilings import Ceilings
+from tpinfer.costs.leaves import LEAVES, roll_up
 from tpinfer.costs.ledger import CostLedger
 from tpinfer.costs.step_record import Measurements, StepRecord
 from tpinfer.engine.timeline import (
     HOST_PARTS,
-    LEAVES,
     Collectives,
     StepClassifier,
     Timeline,
@@ -23,18 +23,6 @@ from tpinfer.engine.timeline import (
     match_collectives,
     op_starts,
 )
-
-ROLLUP = {
-    "compute": ("compute",),
-    "memory": ("memory", "copy"),
-    "communication": ("comm_transfer", "comm_wait", "comm_unsplit", "fused_comm"),
-    "small_kernels": ("latency", "graph_gap", "unmodelled"),
-    "host": (
-        "host", "launch_latency", "dependency_wait", "host_tail", "idle_unexplained", "unrecorded",
-    ),
-    "queue": ("queue",),
-}  # fmt: skip
-"""The six words and the leaves under each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +41,7 @@ class RankSplit:
     @property
     def rollup(self) -> dict[str, int]:
         """ns by the six words; they sum to wall_ns."""
-        return {
-            word: sum(self.leaves.get(leaf, 0) for leaf in under) for word, under in ROLLUP.items()
-        }
+        return roll_up(self.leaves)
 
     def __add__(self, other: "RankSplit") -> "RankSplit":
         return RankSplit(

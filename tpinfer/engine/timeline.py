@@ -13,16 +13,11 @@ import numpy as np
 
 from tpinfer.config.ceilings import Ceilings
 from tpinfer.costs.bound import classify
+from tpinfer.costs.leaves import LEAVES
 from tpinfer.costs.ledger import CostLedger
 from tpinfer.costs.ops import OpFormula
 from tpinfer.costs.step_record import HostSpan, Measurements, StepRecord
 
-LEAVES = (
-    "compute", "memory", "copy", "comm_transfer", "comm_wait", "comm_unsplit", "fused_comm",
-    "latency", "graph_gap", "unmodelled", "host", "launch_latency", "dependency_wait", "host_tail",
-    "idle_unexplained", "unrecorded", "queue",
-)  # fmt: skip
-"""Every leaf, in the order of reports."""
 HOST_PARTS = (
     "schedule", "plan_wait", "prepare", "sample", "detokenize", "python", "ipc", "recorder",
 )  # fmt: skip

@@ -133,15 +133,7 @@ def _load_and_size(
             sample=bind_sample(),
         )
     )
-    num_positions = limits.max_model_len
-    if limits.window is None:  # no sequence outgrows the cache
-        num_positions = min(num_positions, limits.num_blocks * limits.block_size)
-    rotary = RotaryTable(
-        *rotary_table(spec, num_positions, to_torch(choices.compute_dtype), device)
-    )
-    rows = RowStore(
-        limits.block_size, spec.sliding_window, limits.window is not None, rotary, device
-    )
+    rows = _row_store(spec, choices, limits, device)
     worker = Worker(WorkerParts(program, rows, group, device, _collective_sites(ledger)))
     return Assembly(
         config,
@@ -155,6 +147,20 @@ def _load_and_size(
         memory_by_rank,
         limits,
         worker,
+    )
+
+
+def _row_store(
+    spec: ModelSpec, choices: ExecutionChoices, limits: SchedulerLimits, device: torch.device
+) -> RowStore:
+    num_positions = limits.max_model_len
+    if limits.window is None:  # no sequence outgrows the cache
+        num_positions = min(num_positions, limits.num_blocks * limits.block_size)
+    rotary = RotaryTable(
+        *rotary_table(spec, num_positions, to_torch(choices.compute_dtype), device)
+    )
+    return RowStore(
+        limits.block_size, spec.sliding_window, limits.window is not None, rotary, device
     )
 
 

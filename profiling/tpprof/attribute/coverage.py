@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tpinfer.costs.leaves import LEAVES
 from tpprof.classify.work import Work, WorkKind
 from tpprof.events import Trace
-from tpprof.results import LEAVES, Coverage, Split
+from tpprof.results import Coverage, Split
 
 _NOT_EXPLAINED = ("idle_unexplained", "comm_unsplit", "unmodelled", "unrecorded")
 

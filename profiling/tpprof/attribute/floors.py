@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from tpinfer.costs.leaves import LEAVES
 from tpprof.classify.work import Work, WorkKind
 from tpprof.events import Trace
-from tpprof.results import LEAVES, OpResult
+from tpprof.results import OpResult
 
 _BOUNDS = ("compute", "memory", "balanced", "latency", "communication", "unmodelled")
 

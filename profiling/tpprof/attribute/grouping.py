@@ -10,12 +10,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tpinfer.costs.leaves import LEAVES
 from tpprof import intervals
 from tpprof.attribute.timeline import Pieces
 from tpprof.classify.steps import Step
 from tpprof.classify.work import Work
 from tpprof.events import Trace
-from tpprof.results import LEAVES, Group
+from tpprof.results import Group
 
 GROUPINGS = ("rank", "step", "phase", "layer", "op", "kernel", "stream")
 UNATTRIBUTED = "(unattributed)"

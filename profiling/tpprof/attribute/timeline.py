@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tpprof.results import LEAVES, Split, roll_up
+from tpinfer.costs.leaves import LEAVES, roll_up
+from tpprof.results import Split
 
 LEAF = {leaf: index for index, leaf in enumerate(LEAVES)}
 """Number of each leaf in the columns."""

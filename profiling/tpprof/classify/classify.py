@@ -6,6 +6,7 @@ import numpy as np
 
 from tpinfer.config.ceilings import Ceilings
 from tpinfer.config.model import ModelSpec
+from tpinfer.costs.leaves import LEAVES
 from tpinfer.costs.ledger import CostLedger
 from tpinfer.sharding.partition import partition_model
 from tpprof.classify.aggregates import completed
@@ -26,7 +27,6 @@ from tpprof.classify.steps import Step, find_steps
 from tpprof.classify.verdicts import Verdicts, judge_all
 from tpprof.classify.work import Work, WorkKind
 from tpprof.events import NONE, Trace
-from tpprof.results import LEAVES
 
 MOST_DARK = 0.5
 """Share of kernel time without a model that is worth a warning."""

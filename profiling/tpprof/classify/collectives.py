@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tpprof.classify.collective_kinds import busbw_factor
 from tpprof.classify.entries import Entries, Texts
 from tpprof.classify.manifest import COLLECTIVES, Manifest
 from tpprof.classify.names import Names
@@ -175,19 +176,13 @@ def bytes_on_wire(prices: Prices, found: Communication, texts: Texts) -> None:
     Of an unknown group two ranks are taken: nobody sends less.
     """
     rows = np.flatnonzero(found.op >= 0)
-    factor = np.array([is_full_exchange(text) for text in texts.texts] or [0])[found.op[rows]]
     size = np.maximum(found.size[rows], 2)
-    share = np.where(factor > 0, factor * (size - 1) / size, 1.0)
+    share = np.ones(len(rows))
+    pairs, which = np.unique(np.stack((found.op[rows], size), 1), axis=0, return_inverse=True)
+    if len(pairs):
+        factors = [busbw_factor(texts.texts[op], ranks) for op, ranks in pairs.tolist()]
+        share = np.array(factors)[which.reshape(-1)]
     message, sent = found.num_bytes[rows], prices.num_sent[rows]
     prices.num_sent[rows] = np.where(message >= 0, np.rint(message * share), sent).astype(np.int64)
     from_sent = (message < 0) & (sent > 0)
     found.num_bytes[rows] = np.where(from_sent, np.rint(sent / share), message).astype(np.int64)
-
-
-def is_full_exchange(op: str) -> int:
-    """How often each rank's part travels to all others: 2 in an all-reduce (a reduce-scatter and
-    an all-gather), 1 where parts are exchanged once; 0 where the message goes to one peer."""
-    if op.startswith("allreduce"):
-        return 2
-    parts = ("allgather", "reduce_scatter", "reducescatter", "alltoall", "gather", "scatter")
-    return int(op.startswith(parts))

@@ -14,9 +14,9 @@ import numpy as np
 from tpinfer.config.ceilings import Ceilings
 from tpinfer.config.dtypes import DType
 from tpinfer.costs.bound import arithmetic_rate
+from tpinfer.costs.leaves import LEAVES
 from tpprof.classify.calls import DTYPES
 from tpprof.classify.prices import Prices
-from tpprof.results import LEAVES
 
 BALANCE = 1.25
 SMALL_GRID_ROOF = 0.3

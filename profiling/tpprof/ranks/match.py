@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from tpprof.classify.collective_kinds import synchronises
 from tpprof.classify.work import Work, WorkKind
 from tpprof.events import NONE, Trace
-from tpprof.ranks.kinds import synchronises
 
 _BY_SEQUENCE, _BY_STEP, _BY_GRAPH, _BY_TRACE = range(4)
 _STRETCH = {_BY_STEP: "step", _BY_GRAPH: "graph launch", _BY_TRACE: "trace"}

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from tpprof.classify.collective_kinds import busbw_factor
 from tpprof.classify.work import Work
 from tpprof.events import Trace
 from tpprof.ranks.clock import Clock
-from tpprof.ranks.kinds import busbw_factor
 from tpprof.ranks.match import Matched
 from tpprof.ranks.wait import EARLIER, Ready, Waits, describe, what_last_did
 from tpprof.results import CollectiveResult

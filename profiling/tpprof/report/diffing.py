@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tpinfer.config.errors import ConfigError
+from tpinfer.costs.leaves import LEAVES, ROLLUP
 from tpprof.report.op_sums import sum_ops
 from tpprof.report.wording import TITLES, WORD_OF, duration
-from tpprof.results import LEAVES, ROLLUP, Report
+from tpprof.results import Report
 
 _LIMIT = re.compile(r"([a-z_]+):([+-]?)(\d+(?:\.\d+)?)(%|ns|us|ms|s)")
 _UNITS = {"ns": 1, "us": 1e3, "ms": 1e6, "s": 1e9}

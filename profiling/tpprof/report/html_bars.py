@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from tpinfer.costs.leaves import LEAVES, ROLLUP, roll_up
 from tpprof.report.group_order import UNATTRIBUTED, in_order
 from tpprof.report.html_svg import (
     WIDTH,
@@ -26,7 +27,7 @@ from tpprof.report.wording import (
     printable,
     shorten,
 )
-from tpprof.results import LEAVES, ROLLUP, Group, Split, Window, roll_up
+from tpprof.results import Group, Split, Window
 
 _LEFT, _RIGHT = 190, 90
 _BAR, _STEP = 22, 30

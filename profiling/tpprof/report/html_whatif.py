@@ -1,9 +1,9 @@
 """What removing one cause would win, as bars."""
 
+from tpinfer.costs.leaves import ROLLUP
 from tpprof.report.html_svg import WIDTH, chart, label, rect
 from tpprof.report.whatif import Answer
 from tpprof.report.wording import milliseconds, percent, shorten
-from tpprof.results import ROLLUP
 
 _LEFT, _STEP, _BAR, _MOST = 300, 30, 20, 12
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import msgspec
 
+from tpinfer.costs.leaves import ROLLUP, roll_up
 from tpprof.errors import TraceError
-from tpprof.results import FORMAT_VERSION, ROLLUP, Coverage, Report, roll_up
+from tpprof.results import FORMAT_VERSION, Coverage, Report
 
 _ABSENT: dict[str, Any] = {
     "collectives": [],

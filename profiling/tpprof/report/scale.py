@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
+from tpinfer.costs.leaves import ROLLUP
 from tpprof.errors import TraceError
 from tpprof.report.scale_causes import (
     FIXES,
@@ -29,7 +30,7 @@ from tpprof.report.scale_causes import (
     wait_bars,
 )
 from tpprof.report.whatif import Answer
-from tpprof.results import ROLLUP, Report
+from tpprof.results import Report
 
 _ALWAYS = ("unsharded", "thin_gemms", "transfer", "wait", "host")
 """Kinds shown even where they are zero."""

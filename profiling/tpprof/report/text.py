@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from tpinfer.costs.leaves import LEAVES, roll_up
 from tpprof.report.group_order import in_order
 from tpprof.report.text_evidence import render_collectives, render_evidence, render_ops
 from tpprof.report.wording import (
@@ -16,7 +17,7 @@ from tpprof.report.wording import (
     shorten,
     wrapped,
 )
-from tpprof.results import LEAVES, Group, Report, Split, Window, roll_up
+from tpprof.results import Group, Report, Split, Window
 
 _HEADINGS = {"communication": ("communi-", "cation"), "small_kernels": ("small", "kernels")}
 _LABEL, _WALL, _CELL = 11, 10, 13

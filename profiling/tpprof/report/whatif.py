@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tpinfer.config.errors import ConfigError
+from tpinfer.costs.leaves import LEAVES, ROLLUP
 from tpprof import intervals
 from tpprof.attribute.findings import RankFindings
 from tpprof.attribute.timeline import LEAF
@@ -25,7 +26,6 @@ from tpprof.report.replay import (
     replay,
     spread_of,
 )
-from tpprof.results import LEAVES, ROLLUP
 
 PLAN_WAIT = "tpinfer.host plan_wait"
 _STEP = re.compile(r"tpinfer\.step id=(\d+)")

@@ -2,7 +2,7 @@
 
 import textwrap
 
-from tpprof.results import ROLLUP
+from tpinfer.costs.leaves import ROLLUP
 
 TITLES = {
     "compute": "compute",
