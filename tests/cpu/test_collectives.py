@@ -129,8 +129,9 @@ def test_what_a_rank_killed_while_opening_leaves_is_swept(run_name: str) -> None
     outcomes = run_ranks(f"{CASES}:killed_while_opening", 2, run_name)
     assert outcomes[0].exit_status == -signal.SIGALRM
     left = list(Path("/dev/shm").glob(f"tpinfer-*{run_name}*"))
-    assert len(left) == 1
-    assert set(left) <= set(sweep_stale())
+    assert len(left) <= 1, "one, unless a launcher elsewhere on this machine swept it already"
+    sweep_stale()
+    assert not any(path.exists() for path in left)
 
 
 @needs_compiler

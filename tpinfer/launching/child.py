@@ -94,10 +94,14 @@ def start_rank(
     added = {**variables, "TPINFER_ERROR_FILE": f"/dev/fd/{write_end}"}
     sys.stdout.flush()
     sys.stderr.flush()
+    # Until the child has let go of the launcher's wake-up descriptor, a signal meant for the child
+    # would be told to the launcher as its own.
+    former_mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
     pid = os.fork()
     if pid == 0:
         try:
             _take_place(launcher, stdin)
+            signal.pthread_sigmask(signal.SIG_SETMASK, former_mask)
             for descriptor in (read_end, *not_shared):
                 os.close(descriptor)
             if fork_only:
@@ -109,6 +113,7 @@ def start_rank(
             write_failure(Path(added["TPINFER_ERROR_FILE"]), *describe_exception(error))
         finally:
             os._exit(1)
+    signal.pthread_sigmask(signal.SIG_SETMASK, former_mask)
     os.close(write_end)
     os.set_blocking(read_end, False)
     return RankProcess(rank, pid, read_end)

@@ -57,6 +57,7 @@ class Watch:
         self._signals = signals
         self._keyboard = keyboard
         self._failure: Failure | None = None
+        self._failure_status = 0
         self._stop_signal = 0
         self._quiet_code = 0
         self._kill_at_s: float | None = None
@@ -89,7 +90,7 @@ class Watch:
             return 128 + self._stop_signal
         if self._failure is None:
             return self._quiet_code
-        status = self._ranks[self._failure.rank].exit_status or 1
+        status = self._failure_status or self._ranks[self._failure.rank].exit_status or 1
         return 128 - status if status < 0 else status
 
     def _take_signals(self) -> None:
@@ -131,6 +132,9 @@ class Watch:
                 failed.append(rank)
         if failed and self._kill_at_s is None:
             self._failure = self._first_failure()
+            # A rank that has told why but still winds up may end by our signal instead of its code.
+            first = self._ranks[self._failure.rank].exit_status
+            self._failure_status = first or failed[0].exit_status or 1
             print(self._failure.text(), file=sys.stderr, flush=True)
             self._stop_all(signal.SIGTERM, FAILURE_GRACE_S)
 
