@@ -30,7 +30,7 @@ def main() -> None:
     from tpinfer.engine.llm import open_engine
     from tpinfer.launching.seat import Seat
     from tpinfer.layers.step_inputs import Op
-    from tpinfer.steps.plan import RowPlan, StepPlan
+    from tpinfer.steps.plan import StepPlan
     from tpinfer.worker.host_spans import HostSpans
     from tpinfer.worker.timing import run_timed
     from tpinfer.worker.worker import _record
@@ -51,7 +51,7 @@ def main() -> None:
     engine.close()
 
     program = [Op(f"op.{i}", lambda acts, step: None) for i in range(num_ops)]
-    plan = StepPlan(0, (RowPlan(0, 1),))
+    plan = StepPlan(0, (0,), (1,), (1,))
     costs = []
     for _ in range(ROUNDS):
         spans = HostSpans()

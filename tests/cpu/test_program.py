@@ -23,12 +23,12 @@ from tpinfer.layers.step_inputs import Activations, Op
 from tpinfer.numerics.torch_dtypes import to_torch
 from tpinfer.sharding.parameters import ParameterSpec, decoder_parameters
 from tpinfer.sharding.partition import partition_model
-from tpinfer.steps.plan import RowPlan, SequenceRecord, StepPlan
+from tpinfer.steps.plan import SamplingRecord, SequenceRecord, StepPlan
 from tpinfer.worker.rows import RowStore
 
 TPS = (1, 2, 3, 4)
-PREFILL = StepPlan(0, (RowPlan(0, 30, (0, 1, 2), 0, True), RowPlan(1, 5, (3,), 0, True)))
-DECODE = StepPlan(1, (RowPlan(0, 1, (), 0, True), RowPlan(1, 1, (), 0, True)))
+PREFILL = StepPlan(0, (0, 1), (30, 5), (1, 1), ((0, 0, 1, 2), (1, 3)))
+DECODE = StepPlan(1, (0, 1), (1, 1), (1, 1))
 PROMPTS = (tuple(range(3, 33)), tuple(range(40, 45)))
 
 
@@ -118,7 +118,7 @@ def counted(rank: Rank, plan: StepPlan) -> tuple[dict[str, int], StepAggregates]
 
 def admit(rank: Rank) -> None:
     for row, prompt in enumerate(PROMPTS):
-        rank.rows.admit(SequenceRecord(row, prompt, 0.0, 0, 1.0, 0.0, 0))
+        rank.rows.admit(SequenceRecord(row, prompt, len(prompt), 0, SamplingRecord(0.0)))
 
 
 def bias_adds(rank: Rank, op_id: str, num_tokens: int) -> int:

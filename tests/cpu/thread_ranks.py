@@ -19,7 +19,7 @@ from tpinfer.models.decoder import DecoderParts, build_decoder
 from tpinfer.numerics.torch_dtypes import to_torch
 from tpinfer.sharding.parameters import ParameterSpec, decoder_parameters
 from tpinfer.sharding.partition import Partition, partition_model
-from tpinfer.steps.plan import RowPlan, SequenceRecord, StepPlan
+from tpinfer.steps.plan import SamplingRecord, SequenceRecord, StepPlan
 from tpinfer.worker.rows import RotaryTable, RowStore
 
 CPU = torch.device("cpu")
@@ -93,12 +93,12 @@ def prefill_logits(directory: Path, tp: int, dtype: DType, prompt: list[int]) ->
     def work(rank: int) -> None:
         program, rows = build_rank(directory, partition, rank, dtype, exchange)
         # Temperature 1 makes the ranks gather whole rows of logits.
-        rows.admit(SequenceRecord(0, tuple(prompt), 1.0, 0, 1.0, 0.0, 0))
+        rows.admit(SequenceRecord(0, tuple(prompt), len(prompt), 0, SamplingRecord()))
         logits = []
         with torch.inference_mode():
             for step in range(len(prompt)):
-                blocks = tuple(range(16)) if step == 0 else ()
-                plan = StepPlan(step, (RowPlan(0, 1, blocks, 0, True),))
+                blocks = ((0, *range(16)),) if step == 0 else ()
+                plan = StepPlan(step, (0,), (1,), (1,), blocks)
                 inputs = rows.build(plan)
                 acts = Activations()
                 for op in program:

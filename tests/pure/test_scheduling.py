@@ -36,18 +36,18 @@ def run(scheduler: Scheduler, token: int = 7) -> list[Sequence]:
         scheduler.admit(now)
         plan = scheduler.plan()
         assert plan is not None
-        assert sum(part.num_tokens for part in plan.rows) <= scheduler.limits.max_num_batched_tokens
-        assert len({part.row for part in plan.rows}) == len(plan.rows)
+        assert sum(plan.num_tokens) <= scheduler.limits.max_num_batched_tokens
+        assert len(set(plan.rows)) == len(plan.rows)
         held = [block for s in scheduler.running for block in s.blocks]
         assert len(held) == len(set(held)), "a block has two owners"
         assert len(held) + scheduler.pool.num_free == scheduler.limits.num_blocks
         size = scheduler.limits.block_size
         for s in scheduler.running:
-            part = next((p for p in plan.rows if p.row == s.row), None)
-            if part is not None:
-                end = s.num_computed + part.num_tokens
+            counts = dict(zip(plan.rows, plan.num_tokens, strict=True))
+            if s.row in counts:
+                end = s.num_computed + counts[s.row]
                 assert (s.num_dropped_blocks + len(s.blocks)) * size >= end
-        samples = sum(part.samples for part in plan.rows)
+        samples = sum(plan.num_samples)
         news = scheduler.commit(plan, [token] * samples, now)
         finished += [s for s, _ in news if s.finish_reason]
     raise AssertionError("the scheduler never came to rest")
@@ -89,7 +89,7 @@ def test_decodes_come_before_prompt_chunks() -> None:
     scheduler.admit(3)
     plan = scheduler.plan()
     assert plan is not None
-    assert [(p.num_tokens, p.samples) for p in plan.rows] == [(1, True), (7, False)]
+    assert list(zip(plan.num_tokens, plan.num_samples, strict=True)) == [(1, 1), (7, 0)]
 
 
 def test_what_never_fits_is_refused_with_both_numbers() -> None:
@@ -104,7 +104,7 @@ def test_blocks_of_one_sequence_adjoin() -> None:
     scheduler.add(sequence(0, 5, 20))
     scheduler.admit(1)
     plan = scheduler.plan()
-    assert plan is not None and plan.rows[0].new_blocks == (0, 1, 2, 3, 4, 5)
+    assert plan is not None and plan.new_blocks == ((0, 0, 1, 2, 3, 4, 5),)
 
 
 def test_blocks_behind_every_window_are_given_back() -> None:
@@ -116,7 +116,7 @@ def test_blocks_behind_every_window_are_given_back() -> None:
         plan = scheduler.plan()
         assert plan is not None
         most = max(most, len(scheduler.running[0].blocks))
-        scheduler.commit(plan, [7] * sum(p.samples for p in plan.rows), 0)
+        scheduler.commit(plan, [7] * sum(plan.num_samples), 0)
     assert most <= 4, "47 tokens of context must not hold 12 blocks when a window of 4 is read"
 
 

@@ -17,7 +17,7 @@ from tpinfer.engine.run_report import RunReport
 from tpinfer.launching.seat import Seat
 from tpinfer.scheduling.request import Sequence as Running
 from tpinfer.scheduling.scheduler import Scheduler
-from tpinfer.steps.plan import Command, SequenceRecord
+from tpinfer.steps.plan import Command, SamplingRecord, SequenceRecord
 from tpinfer.steps.wire import PlanReader, PlanWriter
 from tpinfer.worker.assemble import Assembly, assemble
 from tpinfer.worker.capture import Capture
@@ -181,10 +181,14 @@ def _sequence(index: int, request: GenerationRequest, accepted_ns: int) -> Runni
 def _record(sequence: Running, params: SamplingParams) -> SequenceRecord:
     return SequenceRecord(
         row=sequence.row,
-        prompt_token_ids=sequence.prompt_token_ids,
-        temperature=params.temperature,
-        top_k=params.top_k,
-        top_p=params.top_p,
-        min_p=params.min_p,
-        seed=params.seed if params.seed is not None else sequence.index,
+        token_ids=sequence.prompt_token_ids,
+        num_prompt_tokens=len(sequence.prompt_token_ids),
+        num_computed=0,
+        sampling=SamplingRecord(
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            seed=params.seed if params.seed is not None else sequence.index,
+        ),
     )

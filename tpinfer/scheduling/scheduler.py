@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tpinfer.config.errors import ConfigError
 from tpinfer.scheduling.block_pool import BlockPool
 from tpinfer.scheduling.request import Sequence
-from tpinfer.steps.plan import RowPlan, StepPlan
+from tpinfer.steps.plan import StepPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,15 @@ class SchedulerLimits:
     """Tokens of one sequence, prompt and output."""
     window: int | None = None
     """Sliding window when *every* layer slides: blocks behind it are given back; else None."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    row: int
+    num_tokens: int
+    new_blocks: tuple[int, ...]
+    num_dropped: int
+    num_samples: int
 
 
 class Scheduler:
@@ -90,7 +99,7 @@ class Scheduler:
         """The next step, or None when nothing runs. Decodes come first, then prompts in order of
         arrival."""
         budget = self.limits.max_num_batched_tokens
-        parts: list[RowPlan] = []
+        parts: list[_Part] = []
         ordered = sorted(self.running, key=lambda s: s.num_tokens - s.num_computed > 1)
         for sequence in ordered:
             num_tokens = min(sequence.num_tokens - sequence.num_computed, budget)
@@ -101,7 +110,15 @@ class Scheduler:
         if not parts:
             return None
         released, self._released = tuple(self._released), []
-        plan = StepPlan(self._step_id, tuple(parts), released)
+        plan = StepPlan(
+            self._step_id,
+            tuple(part.row for part in parts),
+            tuple(part.num_tokens for part in parts),
+            tuple(part.num_samples for part in parts),
+            tuple((part.row, *part.new_blocks) for part in parts if part.new_blocks),
+            tuple((part.row, part.num_dropped) for part in parts if part.num_dropped),
+            released,
+        )
         self._step_id += 1
         return plan
 
@@ -113,10 +130,10 @@ class Scheduler:
         drawn = iter(sampled)
         by_row = {sequence.row: sequence for sequence in self.running}
         news = []
-        for part in plan.rows:
-            sequence = by_row[part.row]
-            sequence.num_computed += part.num_tokens
-            if part.samples:
+        for row, num_tokens, num_samples in plan.parts():
+            sequence = by_row[row]
+            sequence.num_computed += num_tokens
+            if num_samples:
                 token = next(drawn)
                 sequence.take_token(token, now_ns)
                 news.append((sequence, token))
@@ -143,7 +160,7 @@ class Scheduler:
             tokens = min(tokens, self.limits.window + chunk + 2 * size)
         return -(-tokens // size)
 
-    def _row_plan(self, sequence: Sequence, num_tokens: int) -> RowPlan:
+    def _row_plan(self, sequence: Sequence, num_tokens: int) -> _Part:
         size, window = self.limits.block_size, self.limits.window
         stop = sequence.num_computed + num_tokens
         dropped = 0
@@ -163,7 +180,8 @@ class Scheduler:
             new_blocks = self.pool.take(wanted, sequence.blocks[-1] if sequence.blocks else None)
             self._reserved -= wanted
             sequence.blocks += new_blocks
-        return RowPlan(sequence.row, num_tokens, new_blocks, dropped, stop == sequence.num_tokens)
+        samples = int(stop == sequence.num_tokens)
+        return _Part(sequence.row, num_tokens, new_blocks, dropped, samples)
 
     def _end(self, sequence: Sequence) -> None:
         self._reserved -= self._blocks_needed(sequence) - len(sequence.blocks)

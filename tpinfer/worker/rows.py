@@ -11,7 +11,7 @@ from tpinfer.attention.interface import SequenceSpan
 from tpinfer.attention.paged_kv import BlockTable, KeyRange, key_range
 from tpinfer.costs.ops import StepAggregates, aggregate
 from tpinfer.layers.step_inputs import SamplingRow, StepInputs
-from tpinfer.steps.plan import SequenceRecord, StepPlan
+from tpinfer.steps.plan import SamplingRecord, SequenceRecord, StepPlan
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class RowStore:
 
     def admit(self, record: SequenceRecord) -> None:
         """Open a row for a new sequence."""
-        self.rows[record.row] = Row(record, list(record.prompt_token_ids))
+        self.rows[record.row] = Row(record, list(record.token_ids), record.num_computed)
 
     def release(self, rows: tuple[int, ...]) -> None:
         """Forget rows whose sequence has ended."""
@@ -63,11 +63,11 @@ class RowStore:
 
     def aggregates(self, plan: StepPlan) -> StepAggregates:
         """The sums that the costs of `plan`'s step depend on."""
-        sampling = [self.rows[part.row].record for part in plan.rows if part.samples]
-        is_greedy = all(record.temperature == 0 for record in sampling)
+        sampling = [self.rows[row].record.sampling for row, _, samples in plan.parts() if samples]
+        is_greedy = all(one.temperature == 0 for one in sampling)
         return aggregate(
-            [part.num_tokens for part in plan.rows],
-            [self.rows[part.row].num_computed + part.num_tokens for part in plan.rows],
+            plan.num_tokens,
+            [self.rows[row].num_computed + count for row, count, _ in plan.parts()],
             num_logit_rows=len(sampling),
             num_full_rows=0 if is_greedy else len(sampling),
             window=self._window,
@@ -81,27 +81,29 @@ class RowStore:
         logit_rows: list[int] = []
         spans: list[SequenceSpan] = []
         sampling: list[SamplingRow] = []
-        for part in plan.rows:
-            row = self.rows[part.row]
-            row.table.drop(part.num_dropped_blocks)
-            row.table.append(part.new_blocks)
-            start, stop = row.num_computed, row.num_computed + part.num_tokens
+        for number, count in plan.dropped_blocks:
+            self.rows[number].table.drop(count)
+        for number, *blocks in plan.new_blocks:
+            self.rows[number].table.append(blocks)
+        for number, num_tokens, num_samples in plan.parts():
+            row = self.rows[number]
+            start, stop = row.num_computed, row.num_computed + num_tokens
             spans.append(self._span(row, len(tokens), start, stop))
             tokens += row.token_ids[start:stop]
             positions += range(start, stop)
             slots += row.table.slots(start, stop, self._block_size)
-            if part.samples:
+            if num_samples:
                 logit_rows.append(len(tokens) - 1)
-                sampling.append(_sampling(row.record, stop))
+                sampling.append(_sampling(row.record.sampling, stop))
         return self._inputs(tokens, positions, slots, spans, logit_rows, sampling)
 
     def commit(self, plan: StepPlan, sampled: list[int]) -> None:
         """Record that `plan` ran and what its sampling rows drew, in plan order."""
         drawn = iter(sampled)
-        for part in plan.rows:
-            row = self.rows[part.row]
-            row.num_computed += part.num_tokens
-            if part.samples:
+        for number, num_tokens, num_samples in plan.parts():
+            row = self.rows[number]
+            row.num_computed += num_tokens
+            if num_samples:
                 row.token_ids.append(next(drawn))
 
     def _inputs(
@@ -139,7 +141,7 @@ class RowStore:
         return key_range(row.table, start, stop, self._block_size, self._device)
 
 
-def _sampling(record: SequenceRecord, position: int) -> SamplingRow:
+def _sampling(record: SamplingRecord, position: int) -> SamplingRow:
     return SamplingRow(
         temperature=record.temperature,
         top_k=record.top_k,

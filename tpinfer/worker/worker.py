@@ -141,7 +141,7 @@ def _record(
 
 def _phase(plan: StepPlan) -> str:
     """A row that feeds several tokens, or draws none, is still in its prompt."""
-    prompts = sum(part.num_tokens > 1 or not part.samples for part in plan.rows)
+    prompts = sum(count > 1 or not samples for _, count, samples in plan.parts())
     if not prompts:
         return "decode"
     return "prefill" if prompts == len(plan.rows) else "mixed"
