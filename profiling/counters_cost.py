@@ -27,7 +27,7 @@ def main() -> None:
     from tpinfer.config.dtypes import DType
     from tpinfer.config.engine import EngineConfig
     from tpinfer.costs.ops import aggregate
-    from tpinfer.engine.llm import open_engine
+    from tpinfer.engine.rank_engine import open_engine
     from tpinfer.launching.seat import Seat
     from tpinfer.layers.step_inputs import Op
     from tpinfer.steps.plan import StepPlan

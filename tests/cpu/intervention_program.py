@@ -61,7 +61,7 @@ def run(seat: Seat, wanted: dict[str, Any]) -> int:
     from tpinfer.config.engine import EngineConfig, RecordingRequest
     from tpinfer.config.sampling import SamplingParams
     from tpinfer.embedded.locate import embedded_model, shape_directory
-    from tpinfer.engine.llm import open_engine
+    from tpinfer.engine.rank_engine import open_engine
     from tpinfer.engine.requests import GenerationRequest
 
     shape = wanted.get("shape")
@@ -128,7 +128,7 @@ def main() -> int:
             sys.argv[1:],
             wanted["tp"],
             module="tests.cpu.intervention_program",
-            preload=("torch", "tpinfer.engine.llm"),
+            preload=("torch", "tpinfer.engine.rank_engine"),
             reads_stdin=False,
         )
     seat = seat_from_environment(environment, "cpu")

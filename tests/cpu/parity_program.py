@@ -24,7 +24,7 @@ def run_all(seat: Seat, checkpoints: Path, out: Path, collective: str) -> int:
     from tpinfer.config.dtypes import DType
     from tpinfer.config.engine import EngineConfig
     from tpinfer.config.sampling import SamplingParams
-    from tpinfer.engine.llm import open_engine
+    from tpinfer.engine.rank_engine import open_engine
     from tpinfer.engine.requests import GenerationRequest
 
     prompts = json.loads((checkpoints / "prompts.json").read_text())
@@ -71,7 +71,7 @@ def main() -> int:
             sys.argv[1:],
             tp,
             module="tests.cpu.parity_program",
-            preload=("torch", "tpinfer.engine.llm"),
+            preload=("torch", "tpinfer.engine.rank_engine"),
             reads_stdin=False,
         )
     seat = seat_from_environment(environment, "cpu")

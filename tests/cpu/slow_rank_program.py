@@ -22,7 +22,7 @@ def generate_slowly(
     from tpinfer.config.engine import EngineConfig
     from tpinfer.config.sampling import SamplingParams
     from tpinfer.embedded.locate import embedded_model
-    from tpinfer.engine.llm import open_engine
+    from tpinfer.engine.rank_engine import open_engine
     from tpinfer.engine.requests import GenerationRequest
     from tpinfer.layers.step_inputs import Activations, Op, StepInputs
 

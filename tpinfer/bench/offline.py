@@ -13,7 +13,7 @@ from time import perf_counter_ns
 from tpinfer.bench.workload import random_prompts
 from tpinfer.config.sampling import SamplingParams
 from tpinfer.engine.attribution import Attribution
-from tpinfer.engine.llm import Engine
+from tpinfer.engine.rank_engine import Engine
 from tpinfer.engine.metrics import RunReport
 from tpinfer.engine.requests import GenerationRequest, Timing
 

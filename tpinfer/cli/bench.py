@@ -25,7 +25,7 @@ from tpinfer.config.huggingface import read_model_spec
 
 if TYPE_CHECKING:
     from tpinfer.bench.offline import Batch, BenchResult
-    from tpinfer.engine.llm import Engine
+    from tpinfer.engine.rank_engine import Engine
     from tpinfer.launching.seat import Seat
 
 EPILOG = """examples:
@@ -86,7 +86,7 @@ def _check(args: argparse.Namespace, tp: int) -> None:
 
 def _run_rank(args: argparse.Namespace, seat: "Seat") -> int:
     from tpinfer.bench.offline import Batch
-    from tpinfer.engine.llm import open_engine
+    from tpinfer.engine.rank_engine import open_engine
 
     tp = seat.world if args.tp is None else args.tp
     config = engine_config(args, tp)

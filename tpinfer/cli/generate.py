@@ -29,7 +29,7 @@ from tpinfer.config.huggingface import read_generation_defaults, read_model_spec
 from tpinfer.config.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from tpinfer.engine.llm import Engine
+    from tpinfer.engine.rank_engine import Engine
     from tpinfer.engine.requests import GenerationRequest
     from tpinfer.launching.seat import Seat
     from tpinfer.text.tokenizer import Tokenizer
@@ -72,7 +72,7 @@ def _check(args: argparse.Namespace, tp: int) -> None:
 
 
 def _run_rank(args: argparse.Namespace, seat: "Seat") -> int:
-    from tpinfer.engine.llm import open_engine
+    from tpinfer.engine.rank_engine import open_engine
 
     config = engine_config(args, seat.world if args.tp is None else args.tp)
     if seat.rank:

@@ -10,7 +10,7 @@ from tpinfer.launching.seat import choose_device, count_gpus
 if TYPE_CHECKING:
     from tpinfer.launching.seat import Seat
 
-ENGINE_MODULES = ("torch", "tpinfer.engine.llm")
+ENGINE_MODULES = ("torch", "tpinfer.engine.rank_engine")
 """What ranks that our launcher forks have imported already."""
 
 
