@@ -112,7 +112,7 @@ def counted(rank: Rank, plan: StepPlan) -> tuple[dict[str, int], StepAggregates]
             op.call(acts, inputs)
             flops[op.id] = counter.get_total_flops() - so_far
             so_far += flops[op.id]
-    rank.rows.commit(plan, acts.tokens.tolist())
+    rank.rows.keep_tokens(inputs, acts.tokens)
     return flops, sums
 
 

@@ -20,7 +20,7 @@ from tpinfer.numerics.torch_dtypes import to_torch
 from tpinfer.sharding.parameters import ParameterSpec, decoder_parameters
 from tpinfer.sharding.partition import Partition, partition_model
 from tpinfer.steps.plan import SamplingRecord, SequenceRecord, StepPlan
-from tpinfer.worker.rows import RotaryTable, RowStore
+from tpinfer.worker.rows import RotaryTable, RowLimits, RowStore
 
 CPU = torch.device("cpu")
 BLOCK = 16
@@ -81,7 +81,8 @@ def build_rank(
     )
     slides = bool(spec.sliding_layers) and all(spec.sliding_layers)
     rotary = RotaryTable(*rotary_table(spec, spec.max_position, compute, CPU))
-    return program, RowStore(BLOCK, spec.sliding_window, slides, rotary, CPU)
+    limits = RowLimits(8, 256, spec.max_position, BLOCK, spec.sliding_window, slides)
+    return program, RowStore(limits, rotary, CPU)
 
 
 def prefill_logits(directory: Path, tp: int, dtype: DType, prompt: list[int]) -> torch.Tensor:
@@ -104,7 +105,6 @@ def prefill_logits(directory: Path, tp: int, dtype: DType, prompt: list[int]) ->
                 for op in program:
                     op.call(acts, inputs)
                 logits.append(acts.logits.clone())
-                rows.rows[0].num_computed += 1
         found[rank] = torch.cat(logits)
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(tp)]

@@ -3,8 +3,6 @@
 import errno
 import io
 import random
-from collections.abc import Sequence
-from typing import cast
 
 import pytest
 from hypothesis import given
@@ -12,14 +10,7 @@ from hypothesis import strategies as st
 
 from tpinfer.cli.stream import Progress, TextStream
 from tpinfer.config.errors import ConfigError
-from tpinfer.text.tokenizer import Tokenizer
-
-
-class Bytes:
-    """A tokenizer whose tokens are bytes."""
-
-    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        return bytes(token_ids).decode(errors="replace")
+from tpinfer.engine.requests import TokenEvent
 
 
 class Terminal(io.StringIO):
@@ -38,60 +29,61 @@ class Broken(io.StringIO):
         raise OSError(self._code, "full")
 
 
-def stream(out: io.StringIO, *echoes: str | None, has_text: bool = True) -> TextStream:
-    return TextStream(out, cast(Tokenizer, Bytes()) if has_text else None, echoes)
+def stream(out: io.StringIO, *echoes: str | None, has_text: bool = True, n: int = 1) -> TextStream:
+    return TextStream(out, has_text, echoes, n)
 
 
-def show_all(shown: TextStream, index: int, text: str) -> None:
-    """All tokens of a prompt's continuation; the last one ends it."""
-    content = text.encode()
-    for place, token in enumerate(content, 1):
-        shown.show(index, token, "length" if place == len(content) else None)
+def show(shown: TextStream, index: int, text: str, reason: str | None, sample: int = 0) -> None:
+    """One token whose text is `text`."""
+    token = ord(text[0]) if text else 0
+    shown.show(TokenEvent(index, token, reason, sample, text))
 
 
 def test_one_prompt_is_continued_where_it_stands() -> None:
     out = io.StringIO()
     shown = stream(out, "Once")
-    for token in b" upon":
-        shown.show(0, token, None)
+    for character in " upon":
+        show(shown, 0, character, None)
     assert out.getvalue() == "Once upon", "text appears before the run is over"
-    shown.show(0, ord("!"), "stop")
+    show(shown, 0, "!", "stop")
     assert out.getvalue() == "Once upon!\n"
     shown.finish()
     assert out.getvalue() == "Once upon!\n"
 
 
-def test_half_a_character_waits_for_the_other_half() -> None:
+def test_several_continuations_of_a_prompt_are_told_apart() -> None:
     out = io.StringIO()
-    shown = stream(out, None)
-    first, second = "é".encode()
-    shown.show(0, first, None)
-    assert out.getvalue() == ""
-    shown.show(0, second, None)
-    assert out.getvalue() == "é"
-    shown.show(0, first, "length")
-    assert out.getvalue() == "é\ufffd\n", "what stays half at the end is shown as damage"
+    shown = stream(out, "A", None, n=2)
+    show(shown, 0, "y", "stop", sample=1)
+    show(shown, 0, "x", "length")
+    show(shown, 1, "p", "length")
+    show(shown, 1, "q", None, sample=1)
+    shown.finish()
+    labels = [f"{p}/2, sample {k} of 2" for p in (1, 2) for k in (1, 2)]
+    texts = ("Ax", "Ay", "p", "q")
+    page = [f"[{label}] {text}\n" for label, text in zip(labels, texts, strict=True)]
+    assert out.getvalue() == "".join(page)
 
 
 def test_without_a_tokenizer_tokens_are_numbers() -> None:
     out = io.StringIO()
     shown = stream(out, "echo", has_text=False)
-    shown.show(0, 17, None)
-    shown.show(0, 4, "length")
+    shown.show(TokenEvent(0, 17, None))
+    shown.show(TokenEvent(0, 4, "length"))
     assert out.getvalue() == "tokens: 17 4 \n"
 
 
 def test_a_later_prompt_waits_until_its_turn() -> None:
     out = io.StringIO()
     shown = stream(out, None, "B:", None)
-    shown.show(1, ord("b"), None)
+    show(shown, 1, "b", None)
     assert out.getvalue() == "[1/3] ", "prompt 2 has text, but it is prompt 1's turn"
-    shown.show(0, ord("a"), None)
+    show(shown, 0, "a", None)
     assert out.getvalue() == "[1/3] a"
-    shown.show(0, ord("a"), "length")
+    show(shown, 0, "a", "length")
     assert out.getvalue() == "[1/3] aa\n[2/3] B:b"
-    shown.show(1, ord("b"), "length")
-    shown.show(2, ord("c"), "stop")
+    show(shown, 1, "b", "length")
+    show(shown, 2, "c", "stop")
     assert out.getvalue() == "[1/3] aa\n[2/3] B:bb\n[3/3] c\n"
 
 
@@ -107,11 +99,11 @@ def test_any_interleaving_gives_the_same_page(texts: list[str], order: random.Ra
     """Tokens of all prompts come mixed; the page is as if each had run alone."""
     out = io.StringIO()
     shown = stream(out, *(f"<{i}>" for i in range(len(texts))))
-    waiting = [list(text.encode()) for text in texts]
+    waiting = [list(text) for text in texts]
     while any(waiting):
         index = order.choice([i for i, tokens in enumerate(waiting) if tokens])
-        token = waiting[index].pop(0)
-        shown.show(index, token, None if waiting[index] else "length")
+        character = waiting[index].pop(0)
+        show(shown, index, character, None if waiting[index] else "length")
     shown.finish()
     many = len(texts) > 1
     page = [
@@ -124,8 +116,8 @@ def test_any_interleaving_gives_the_same_page(texts: list[str], order: random.Ra
 def test_a_stopped_run_prints_what_was_waiting() -> None:
     out = io.StringIO()
     shown = stream(out, None, None, None)
-    shown.show(0, ord("a"), None)
-    shown.show(2, ord("c"), None)
+    show(shown, 0, "a", None)
+    show(shown, 2, "c", None)
     shown.finish()
     assert out.getvalue() == "[1/3] a\n[2/3] \n[3/3] c\n"
 
@@ -143,10 +135,10 @@ def test_a_full_disk_is_told_and_a_closed_pipe_is_not_our_error(
     monkeypatch.setattr("tpinfer.cli.stream.os.dup2", lambda a, b: redirected.append((a, b)))
     monkeypatch.setattr(Broken, "fileno", lambda self: 1)
     with pytest.raises(ConfigError, match=r"standard output cannot be written \(full\); send it"):
-        stream(Broken(errno.ENOSPC), "Once").show(0, 65, None)
+        show(stream(Broken(errno.ENOSPC), "Once"), 0, "A", None)
     assert [target for _, target in redirected] == [1], "what is still buffered has to go somewhere"
     with pytest.raises(BrokenPipeError):
-        stream(Broken(errno.EPIPE), "Once").show(0, 65, None)
+        show(stream(Broken(errno.EPIPE), "Once"), 0, "A", None)
 
 
 def test_progress_on_a_terminal_is_one_line_that_changes() -> None:

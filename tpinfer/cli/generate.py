@@ -5,27 +5,26 @@ Everything the user can get wrong is checked before a rank starts.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tpinfer.cli.generate_flags import add_flags as add_flags
 from tpinfer.cli.generate_flags import (
-    SHAPE_PREFIX,
     check_output,
     check_placement,
     engine_config,
-    model_directory,
     recording_request,
 )
-from tpinfer.cli.generate_flags import add_flags as add_flags
 from tpinfer.cli.prompts import Prompt, argument_text, read_prompts, reads_stdin
 from tpinfer.cli.rank_start import run_on_ranks
-from tpinfer.cli.stream import Progress, TextStream, write_out
+from tpinfer.cli.results_json import write_results
+from tpinfer.cli.stream import Progress, TextStream
 from tpinfer.config.errors import ConfigError
 from tpinfer.config.huggingface import read_generation_defaults, read_model_spec
+from tpinfer.config.model_name import is_shape
 from tpinfer.config.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ def _run_rank(args: argparse.Namespace, seat: "Seat") -> int:
     tokenizer = _tokenizer(args, config.model_dir, prompts)
     requests = _requests(args, config.model_dir, prompts, tokenizer)
     progress = Progress(sys.stderr)
-    engine = open_engine(config, seat, progress.show)
+    engine = open_engine(config, seat, progress.show, tokenizer)
     progress.finish()
     with closing(engine):
         return _generate(args, engine, prompts, requests, tokenizer)
@@ -103,8 +102,8 @@ def _generate(
 ) -> int:
     quiet = args.json == "-"
     echoes = [prompt.text if not args.chat and args.prompt else None for prompt in prompts]
-    stream = TextStream(sys.stdout, tokenizer, echoes) if not quiet else None
-    exit_code = 0
+    stream = TextStream(sys.stdout, tokenizer is not None, echoes, args.n) if not quiet else None
+    exit_code, failed = 0, False
     recording = recording_request(args)
     if args.nvtx:
         engine.use_nvtx()
@@ -113,7 +112,9 @@ def _generate(
     try:
         for event in engine.generate(requests):
             if stream is not None:
-                stream.show(event.index, event.token_id, event.finish_reason)
+                stream.show(event)
+            if event.finish_reason == "error":
+                failed = True
     except KeyboardInterrupt:
         exit_code = 130
     if stream is not None:
@@ -124,11 +125,21 @@ def _generate(
     if recording is not None:
         _write_recording(engine, recording.directory)
     if args.json:
-        _write_json(args.json, engine, tokenizer)
+        write_results(args.json, engine.results())
     wants_table = sys.stdout.isatty() if args.table is None else args.table
     if (wants_table and not quiet) or args.explain:
         _print_report(args, engine, wants_table and not quiet)
-    return 0
+    return _say_failures(engine) if failed else 0
+
+
+def _say_failures(engine: "Engine") -> int:
+    """Why requests ended by an error; the exit code."""
+    results = engine.results()
+    for number, result in enumerate(results, 1):
+        for error in dict.fromkeys(output.error for output in result.outputs if output.error):
+            which = f"prompt {number}: " if len(results) > 1 else ""
+            print(f"error: {which}{error}", file=sys.stderr)
+    return 1
 
 
 def _write_recording(engine: "Engine", directory: Path) -> None:
@@ -148,38 +159,6 @@ def _print_report(args: argparse.Namespace, engine: "Engine", with_table: bool) 
         print(text, file=sys.stderr if args.json == "-" else sys.stdout, flush=True)
 
 
-def _write_json(name: str, engine: "Engine", tokenizer: "Tokenizer | None") -> None:
-    """One object per prompt, in order; these keys stay as they are."""
-    # A file is UTF-8; standard output is what the locale makes of it.
-    plain = name == "-" and sys.stdout.encoding.lower() not in ("utf-8", "utf8")
-    lines = []
-    for result in engine.results():
-        timing = result.timing
-        value = {
-            "prompt_token_ids": result.prompt_token_ids,
-            "token_ids": result.token_ids,
-            "text": tokenizer.decode(result.token_ids) if tokenizer else None,
-            "finish_reason": result.finish_reason,
-            "timing": None if timing is None else {
-                "ttft_s": timing.ttft_s,
-                "tpot_s": timing.tpot_s,
-                "e2e_s": timing.e2e_s,
-                "itl_s": timing.itl_s,
-            },
-            "attribution": result.attribution.to_json() if result.attribution else None,
-        }  # fmt: skip
-        lines.append(json.dumps(value, ensure_ascii=plain) + "\n")
-    if name == "-":
-        write_out(sys.stdout, "".join(lines))
-        return
-    try:
-        Path(name).write_text("".join(lines), encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"{name}: cannot be written ({error.strerror}); pass another --json"
-        ) from error
-
-
 def _tokenizer(
     args: argparse.Namespace, directory: Path, prompts: Sequence[Prompt]
 ) -> "Tokenizer | None":
@@ -189,7 +168,7 @@ def _tokenizer(
     if (directory / "tokenizer.json").is_file():
         return Tokenizer(directory)
     needed = any(prompt.token_ids is None for prompt in prompts)
-    return Tokenizer(directory) if needed and not args.model.startswith(SHAPE_PREFIX) else None
+    return Tokenizer(directory) if needed and not is_shape(args.model) else None
 
 
 def _requests(
@@ -239,7 +218,7 @@ def _encode(
 
 def _sampling(args: argparse.Namespace, directory: Path) -> SamplingParams:
     spec = read_model_spec(directory)
-    return read_generation_defaults(directory).sampling_params(
+    params = read_generation_defaults(directory).sampling_params(
         spec.eos_token_ids,
         temperature=0.0 if args.greedy else args.temperature,
         top_k=args.top_k,
@@ -248,7 +227,44 @@ def _sampling(args: argparse.Namespace, directory: Path) -> SamplingParams:
         seed=args.seed,
         max_tokens=args.max_tokens,
         ignore_eos=args.ignore_eos,
+        n=args.n,
+        stop=tuple(argument_text("--stop", text) for text in args.stop or ()),
+        include_stop_in_output=args.include_stop,
+        min_tokens=args.min_tokens,
+        repetition_penalty=args.repetition_penalty,
+        frequency_penalty=args.frequency_penalty,
+        presence_penalty=args.presence_penalty,
+        logit_bias=_logit_bias(args.logit_bias or ()),
+        banned_token_ids=_token_ids("--banned-tokens", args.banned_tokens),
+        allowed_token_ids=_token_ids("--allowed-tokens", args.allowed_tokens),
+        logprobs=args.logprobs,
+        prompt_logprobs=args.prompt_logprobs,
+        echo=args.echo,
     )
+    params.check_vocab(spec.vocab_size)
+    return params
 
 
-__all__ = ["EPILOG", "add_flags", "model_directory", "run"]
+def _logit_bias(entries: Sequence[str]) -> dict[int, float] | None:
+    found: dict[int, float] = {}
+    for entry in entries:
+        token, _, bias = entry.partition("=")
+        try:
+            found[int(token)] = float(bias)
+        except ValueError as error:
+            raise ConfigError(
+                f"--logit-bias {entry!r} is not TOKEN=X; write one such as 17=-2.5"
+            ) from error
+    return found or None
+
+
+def _token_ids(flag: str, text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"{flag} {text!r} is not a list of token ids such as 5,17") from error
+
+
+__all__ = ["EPILOG", "add_flags", "run"]

@@ -8,14 +8,12 @@ from typing import get_args
 from tpinfer.config.dtypes import DType
 from tpinfer.config.engine import COMPUTE_DTYPES, CollectiveName, EngineConfig, RecordingRequest
 from tpinfer.config.errors import ConfigError
-from tpinfer.config.huggingface import find_model_directory
 from tpinfer.config.model import ModelSpec
+from tpinfer.config.model_name import is_shape, model_directory
 from tpinfer.config.topology_reader import load_topology
-from tpinfer.config.units import parse_size
-from tpinfer.embedded.locate import MODELS, embedded_model, shape_directory, shape_names
+from tpinfer.config.units import parse_size, parse_time
+from tpinfer.embedded.locate import MODELS, shape_names
 from tpinfer.sharding.partition import partition_model
-
-SHAPE_PREFIX = "shape:"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -110,6 +108,41 @@ def _sampling_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--ignore-eos", action="store_true", help="go on to --max-tokens whatever comes"
     )
+    group.add_argument("--n", type=int, default=1, metavar="N", help="continuations a prompt (1)")
+    group.add_argument(
+        "--stop", action="append", metavar="TEXT", help="end before this text; several times"
+    )
+    group.add_argument(
+        "--include-stop", action="store_true", help="keep the text of --stop in the output"
+    )
+    group.add_argument("--min-tokens", type=int, metavar="N", help="no end before N tokens (0)")
+    group.add_argument(
+        "--repetition-penalty", type=float, metavar="X",
+        help="above 1: what prompt or output hold already is less likely",
+    )  # fmt: skip
+    group.add_argument(
+        "--frequency-penalty", type=float, metavar="X",
+        help="taken off a token's logit for each time that the output holds it",
+    )  # fmt: skip
+    group.add_argument(
+        "--presence-penalty", type=float, metavar="X",
+        help="taken off once if the output holds it at all",
+    )  # fmt: skip
+    group.add_argument(
+        "--logit-bias", action="append", metavar="TOKEN=X", help="added to a token's logit"
+    )
+    group.add_argument("--banned-tokens", metavar="IDS", help="token ids that must not come: 5,17")
+    group.add_argument("--allowed-tokens", metavar="IDS", help="only these token ids may come")
+    group.add_argument(
+        "--logprobs", type=int, metavar="K",
+        help="with --json: log probability of each token and of the K likeliest",
+    )  # fmt: skip
+    group.add_argument(
+        "--prompt-logprobs", type=int, metavar="K", help="the same for the prompt's tokens"
+    )
+    group.add_argument(
+        "--echo", action="store_true", help="with --json: text begins with the prompt's"
+    )
 
 
 def _output_flags(group: argparse._ArgumentGroup) -> None:
@@ -146,6 +179,18 @@ def memory_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--max-num-batched-tokens", type=int, default=2048, metavar="N",
         help="most tokens in one step; longer prompts go in chunks (2048)",
+    )  # fmt: skip
+    group.add_argument(
+        "--step-budget", metavar="TIME",
+        help="predicted time, such as 25ms, that prompts may fill a step up to",
+    )  # fmt: skip
+    group.add_argument(
+        "--no-prefix-caching", dest="prefix_caching", action="store_false",
+        help="compute every prompt whole, also what another one began with",
+    )  # fmt: skip
+    group.add_argument(
+        "--steps-in-flight", type=int, default=1, metavar="N",
+        help="above 1: plan the next steps while one runs (1)",
     )  # fmt: skip
 
 
@@ -197,18 +242,6 @@ def check_output(flag: str, name: str) -> None:
         raise ConfigError(f"{flag} {name} cannot be written here; name another place")
 
 
-def model_directory(name: str) -> Path:
-    """Directory of what --model names. Raises ConfigError."""
-    try:
-        if name.startswith(SHAPE_PREFIX):
-            return shape_directory(name.removeprefix(SHAPE_PREFIX))
-        if name in MODELS:
-            return embedded_model(name)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    return find_model_directory(name)
-
-
 def check_placement(config: EngineConfig, spec: ModelSpec) -> None:
     """Refuse, before the work, a model that cannot be cut over the ranks or a topology without
     places and paths for them. Raises ConfigError."""
@@ -225,13 +258,16 @@ def engine_config(args: argparse.Namespace, tp: int) -> EngineConfig:
         model_dir=model_directory(args.model),
         tp=tp,
         dtype=None if args.dtype == "auto" else DType(args.dtype),
-        load_format="random" if args.model.startswith(SHAPE_PREFIX) else "auto",
+        load_format="random" if is_shape(args.model) else "auto",
         max_model_len=args.max_model_len,
         memory_utilization=args.memory_utilization,
         kv_bytes=_bytes(args.kv_bytes),
         block_size=args.block_size,
         max_num_seqs=args.max_num_seqs,
         max_num_batched_tokens=args.max_num_batched_tokens,
+        step_budget_s=None if args.step_budget is None else parse_time(args.step_budget),
+        prefix_caching=args.prefix_caching,
+        steps_in_flight=args.steps_in_flight,
         collective=args.collective,
         device=args.device,
         topology=args.topology,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 from tpinfer.config.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tpinfer.text.tokenizer import Tokenizer
+    from tpinfer.engine.requests import TokenEvent
 
 
 def write_out(out: TextIO, text: str) -> None:
@@ -54,37 +54,35 @@ class Progress:
 
 
 class TextStream:
-    """Prints each prompt's text in order, live: a later prompt's tokens wait until its turn."""
+    """Prints each continuation's text in order, live: what comes later waits until its turn."""
 
-    def __init__(
-        self, out: TextIO, tokenizer: "Tokenizer | None", echoes: Sequence[str | None]
-    ) -> None:
-        """echoes: per prompt, the text to print in front of what it is continued with."""
-        from tpinfer.text.detokenizer import Detokenizer
-
+    def __init__(self, out: TextIO, has_text: bool, echoes: Sequence[str | None], n: int) -> None:
+        """echoes: per prompt, the text to print in front of what it is continued with. n:
+        continuations of each prompt. Without text, token ids are printed."""
         self._out = out
-        self._has_text = tokenizer is not None
-        self._echoes = echoes
-        self._writers = [Detokenizer(tokenizer) if tokenizer else None for _ in echoes]
-        self._waiting = [""] * len(echoes)
-        self._ended = [False] * len(echoes)
+        self._has_text = has_text
+        self._echoes = [echo for echo in echoes for _ in range(n)]
+        self._n = n
+        self._waiting = [""] * len(self._echoes)
+        self._ended = [False] * len(self._echoes)
         self._turn = -1
 
-    def show(self, index: int, token_id: int, finish_reason: str | None) -> None:
-        """One token of prompt `index`."""
+    def show(self, event: "TokenEvent") -> None:
+        """What one step brought to one continuation."""
         if self._turn < 0:
             self._begin(0)
-        writer = self._writers[index]
-        text = writer.push(token_id) if writer else f"{token_id} "
-        if finish_reason:
-            text += writer.finish() if writer else ""
-            self._ended[index] = True
-        if index == self._turn:
+        place = event.index * self._n + event.sample
+        text = event.text
+        if not self._has_text and event.token_id >= 0:
+            text = f"{event.token_id} "
+        if event.finish_reason:
+            self._ended[place] = True
+        if place == self._turn:
             self._write(text)
-            if finish_reason:
+            if event.finish_reason:
                 self._next()
         else:
-            self._waiting[index] += text
+            self._waiting[place] += text
 
     def finish(self) -> None:
         """Print what is still waiting: the run was stopped, or is over."""
@@ -96,12 +94,20 @@ class TextStream:
         if turn == len(self._echoes):
             return
         if len(self._echoes) > 1:
-            self._write(f"[{turn + 1}/{len(self._echoes)}] ")
+            self._write(self._label(turn))
         if not self._has_text:
             self._write("tokens: ")
         elif self._echoes[turn]:
             self._write(str(self._echoes[turn]))
         self._write(self._waiting[turn])
+
+    def _label(self, turn: int) -> str:
+        prompt, sample = divmod(turn, self._n)
+        num_prompts = len(self._echoes) // self._n
+        which = f"{prompt + 1}/{num_prompts}" if num_prompts > 1 else ""
+        if self._n > 1:
+            which += f"{', ' if which else ''}sample {sample + 1} of {self._n}"
+        return f"[{which}] "
 
     def _next(self) -> None:
         self._write("\n")

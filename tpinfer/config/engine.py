@@ -40,6 +40,12 @@ class EngineConfig:
     """Most sequences in one step."""
     max_num_batched_tokens: int = 2048
     """Most tokens in one step; a longer prompt is prefilled in chunks."""
+    step_budget_s: float | None = None
+    """Predicted time of a step that prompts may fill it up to; None counts tokens alone."""
+    prefix_caching: bool = True
+    """Whether requests share the keys and values of what their prompts begin with."""
+    steps_in_flight: int = 1
+    """Steps on their way at once; above 1 the next ones are planned while one runs."""
     collective: CollectiveName = "auto"
     """Backend of the tensor-parallel collectives."""
     device: DeviceName = "auto"
@@ -60,7 +66,7 @@ class EngineConfig:
         if self.dtype is not None and self.dtype not in COMPUTE_DTYPES:
             allowed = ", ".join(COMPUTE_DTYPES)
             raise ConfigError(f"dtype={self.dtype} cannot be computed in; use one of {allowed}")
-        whole = ("tp", "block_size", "max_num_seqs", "max_num_batched_tokens")
+        whole = ("tp", "block_size", "max_num_seqs", "max_num_batched_tokens", "steps_in_flight")
         optional = ("max_model_len", "kv_bytes", "num_layers_override")
         for name in whole + optional:
             value = getattr(self, name)
@@ -68,6 +74,10 @@ class EngineConfig:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name}={value!r} must be a whole number of 1 or more")
+        if self.step_budget_s is not None and not 0 < self.step_budget_s < 1e6:
+            raise ConfigError(
+                f"step_budget_s={self.step_budget_s} must be above 0 seconds, such as 0.025"
+            )
         if not 0 < self.memory_utilization <= 1:
             raise ConfigError(
                 f"memory_utilization={self.memory_utilization} must be above 0 and at most 1; "

@@ -3,38 +3,125 @@
 Rank 0 sends each message and then does it itself; the others do it as it arrives.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import torch
 
 from tpinfer.steps.plan import Command, Message, SequenceRecord, StepPlan, decode, encode
 from tpinfer.steps.wire import PlanReader, PlanWriter
-from tpinfer.worker.worker import Worker
+from tpinfer.worker.worker import StepResult, Worker
 
 CommandCall = Callable[[Command], None]
+
+
+class Pending(Protocol):
+    """A step on its way."""
+
+    def result(self) -> StepResult:
+        """Wait for it."""
+        ...
+
+
+class Device(Protocol):
+    """What runs rank 0's own part, in the order it is handed over."""
+
+    def submit(self, records: Sequence[SequenceRecord], plan: StepPlan) -> Pending:
+        """Open rows for the records, then run the step. May return before it has run."""
+        ...
+
+    def close(self) -> None:
+        """Let go; called with nothing in flight."""
+        ...
+
+
+class Done:
+    """A step that has run."""
+
+    __slots__ = ("_result",)
+
+    def __init__(self, result: StepResult) -> None:
+        self._result = result
+
+    def result(self) -> StepResult:
+        """At once."""
+        return self._result
+
+
+def run_step(worker: Worker, records: Sequence[SequenceRecord], plan: StepPlan) -> StepResult:
+    """One step of one rank."""
+    for record in records:
+        worker.admit(record)
+    return worker.execute(plan)
+
+
+class InlineDevice:
+    """Runs each step while its caller waits: the plain loop."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def submit(self, records: Sequence[SequenceRecord], plan: StepPlan) -> Pending:
+        """Returns when the step has run."""
+        return Done(run_step(self._worker, records, plan))
+
+    def close(self) -> None:
+        """Nothing was opened."""
+
+
+class ThreadDevice:
+    """Runs steps on a thread of its own, so that the next one is planned meanwhile: torch lets go
+    of the interpreter inside its kernels."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        threads = torch.get_num_threads()  # a thread's pool of its own would take the default size
+        self._thread = ThreadPoolExecutor(
+            1, "tpinfer-device", initializer=torch.set_num_threads, initargs=(threads,)
+        )
+
+    def submit(self, records: Sequence[SequenceRecord], plan: StepPlan) -> Pending:
+        """Returns at once."""
+        return self._thread.submit(run_step, self._worker, records, plan)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown()
 
 
 class Executor:
     """Rank 0's side."""
 
-    def __init__(self, worker: Worker, wire: PlanWriter | None) -> None:
+    def __init__(self, worker: Worker, device: Device, wire: PlanWriter | None) -> None:
         self._worker = worker
+        self._device = device
         self._wire = wire
 
-    def admit(self, record: SequenceRecord) -> None:
-        """Open a row on every rank."""
-        self._send(record)
-        self._worker.admit(record)
+    def submit(self, records: Sequence[SequenceRecord], plan: StepPlan) -> Pending:
+        """Hand one step to every rank."""
+        if self._wire is not None:
+            with self._worker.spans.part("ipc"):
+                for record in records:
+                    self._wire.send(encode(record))
+                self._wire.send(encode(plan))
+        return self._device.submit(records, plan)
 
-    def execute(self, plan: StepPlan) -> list[int]:
-        """Run one step on every rank; returns the sampled tokens in plan order."""
-        self._send(plan)
-        return self._worker.execute(plan)
+    def failure(self, plan: StepPlan, result: StepResult) -> str | None:
+        """Why some rank could not do a step that has run; None where all did.
+
+        A rank says so before it joins the step's last collective: what is not known once this
+        rank's result is there did not happen.
+        """
+        return result.failure
 
     def command(self, command: Command) -> None:
-        """Tell the other ranks; the caller does rank 0's part itself."""
+        """Tell the other ranks; the caller does rank 0's part itself. Nothing may be in flight."""
         self._send(command)
 
     def close(self) -> None:
         """Tell the other ranks to stop and let go of the wire."""
+        self._device.close()
         if self._wire is not None:
             self._send(Command("close"))
             self._wire.close()
@@ -46,8 +133,9 @@ class Executor:
             self._wire.send(encode(message))
 
 
-def follow(worker: Worker, wire: PlanReader, on_command: CommandCall) -> None:
-    """The life of a rank other than 0: do what arrives until `close`."""
+def follow(worker: Worker, wire: PlanReader, on_command: CommandCall) -> bool:
+    """The life of a rank other than 0: do what arrives until `close` or `return`. True when rank 0
+    goes on later."""
     while True:
         with worker.spans.part("plan_wait"):
             message = decode(wire.receive(None, None))
@@ -57,6 +145,8 @@ def follow(worker: Worker, wire: PlanReader, on_command: CommandCall) -> None:
             worker.admit(message)
         elif message.name == "close":
             wire.close()
-            return
+            return False
+        elif message.name == "return":
+            return True
         else:
             on_command(message)

@@ -10,7 +10,8 @@ from tpinfer.config.ceilings import Ceilings
 from tpinfer.costs.step_record import StepRecord
 from tpinfer.engine.attribution import Attribution, Attributor
 from tpinfer.engine.executor import Executor
-from tpinfer.engine.requests import GenerationResult, RequestAttribution, Timing
+from tpinfer.engine.live import LiveOutput, LiveRequest
+from tpinfer.engine.requests import Completion, GenerationResult, RequestAttribution, Timing
 from tpinfer.engine.run_report import RunReport
 from tpinfer.machine.probe import probe_ceilings
 from tpinfer.scheduling.request import Sequence as Finished
@@ -43,24 +44,18 @@ class Metrics:
         """A new run begins: what was gathered belongs to the last one."""
         self._attributor = None
 
-    def results(self, finished: Sequence[Finished], executor: Executor) -> list[GenerationResult]:
+    def results(
+        self, finished: Sequence[LiveRequest], executor: Executor
+    ) -> list[GenerationResult]:
         """Tokens, times and attribution of each request, in order."""
         attributor = self._gather(executor)
-        return [
-            GenerationResult(
-                prompt_token_ids=list(sequence.prompt_token_ids),
-                token_ids=list(sequence.token_ids),
-                finish_reason=sequence.finish_reason or "abort",
-                timing=_timing(sequence),
-                attribution=_request_attribution(sequence, attributor),
-            )
-            for sequence in finished
-        ]
+        return [make_result(live, attributor) for live in finished]
 
-    def report(self, finished: Sequence[Finished], executor: Executor) -> RunReport:
+    def report(self, finished: Sequence[LiveRequest], executor: Executor) -> RunReport:
         """All requests together."""
         attributor, assembly = self._gather(executor), self._assembly
-        splits = [_request_attribution(sequence, attributor) for sequence in finished]
+        sequences = [output.sequence for live in finished for output in live.outputs]
+        splits = [_request_attribution(sequence, attributor) for sequence in sequences]
         found = [split for split in splits if split is not None]
         decodes = [split.decode for split in found if split.decode is not None]
         working_set = attributor.working_set_bytes(0)
@@ -69,7 +64,7 @@ class Metrics:
             num_requests=len(finished),
             ttft=reduce(Attribution.__add__, [split.ttft for split in found]) if found else None,
             decode=reduce(Attribution.__add__, decodes) if decodes else None,
-            num_decode_tokens=sum(max(0, len(s.token_ids) - 1) for s in finished),
+            num_decode_tokens=sum(max(0, len(s.token_ids) - 1) for s in sequences),
             ceilings=ceilings,
             level=ceilings.memory_level(working_set),
             working_set_bytes=working_set,
@@ -123,6 +118,32 @@ class Metrics:
             return [mine]
         payloads = gather_bytes(assembly.group, msgspec.msgpack.encode(mine), assembly.device)
         return [msgspec.msgpack.decode(payload, type=Ceilings) for payload in payloads]
+
+
+def make_result(live: LiveRequest, attributor: Attributor | None) -> GenerationResult:
+    """What a request came to; where its time went only with an attributor."""
+    first = live.outputs[0].sequence
+    return GenerationResult(
+        prompt_token_ids=list(first.prompt_token_ids),
+        outputs=[_completion(output, attributor) for output in live.outputs],
+        prompt_logprobs=live.prompt_logprobs or None,
+        num_cached_tokens=first.num_cached_tokens,
+    )
+
+
+def _completion(output: LiveOutput, attributor: Attributor | None) -> Completion:
+    sequence = output.sequence
+    return Completion(
+        sample=sequence.sampling.index,
+        token_ids=list(sequence.token_ids),
+        text=output.text,
+        finish_reason=sequence.finish_reason or "abort",
+        stop_reason=output.stop_reason,
+        error=output.error,
+        logprobs=output.logprobs or None,
+        timing=_timing(sequence),
+        attribution=_request_attribution(sequence, attributor) if attributor else None,
+    )
 
 
 def _timing(sequence: Finished) -> Timing | None:

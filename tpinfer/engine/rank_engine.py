@@ -1,49 +1,124 @@
-"""The offline engine: requests in, tokens out as they come, and where the time went.
+"""One rank's engine: requests in, tokens out as they come, and where the time went.
 
-`open_engine` runs on every rank. Rank 0 generates; the others `serve` until rank 0 closes.
+`open_engine` runs on every rank. Rank 0 takes requests; the others `serve` until rank 0 closes.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter_ns
+from typing import TYPE_CHECKING
 
 from tpinfer.config.engine import EngineConfig, RecordingRequest
 from tpinfer.config.errors import ConfigError
-from tpinfer.config.sampling import SamplingParams
-from tpinfer.engine.executor import Executor, follow
+from tpinfer.engine.executor import Executor, InlineDevice, ThreadDevice, follow
+from tpinfer.engine.live import LiveOutput, LiveRequest
 from tpinfer.engine.metrics import Metrics
 from tpinfer.engine.recording import Recording, RunFacts, answer
 from tpinfer.engine.requests import GenerationRequest, GenerationResult, TokenEvent
 from tpinfer.engine.run_report import RunReport
+from tpinfer.engine.step_loop import StepLoop, StepOutcome
 from tpinfer.launching.seat import Seat
 from tpinfer.scheduling.request import Sequence as Running
 from tpinfer.scheduling.scheduler import Scheduler
-from tpinfer.steps.plan import Command, SamplingRecord, SequenceRecord
+from tpinfer.steps.plan import Command
+from tpinfer.steps.sampling_record import sampling_record
 from tpinfer.steps.wire import PlanReader, PlanWriter
 from tpinfer.worker.assemble import Assembly, assemble
 from tpinfer.worker.capture import Capture
 
+if TYPE_CHECKING:
+    from tpinfer.text.tokenizer import Tokenizer
+
 Progress = Callable[[str], None]
+NOT_NUMBERS = (
+    "the model's logits are not numbers (NaN): its weights hold NaN or infinite values, or they "
+    "overflow the compute dtype; check the checkpoint, or try --dtype float32"
+)
 
 
 class Engine:
     """One rank's engine. Made by `open_engine`."""
 
-    def __init__(self, assembly: Assembly, wire: PlanWriter | PlanReader | None) -> None:
+    def __init__(
+        self,
+        assembly: Assembly,
+        wire: PlanWriter | PlanReader | None,
+        tokenizer: "Tokenizer | None",
+    ) -> None:
         self._assembly = assembly
         self._worker = assembly.worker
         self._wire = wire
-        self._executor = Executor(self._worker, wire if isinstance(wire, PlanWriter) else None)
-        self._scheduler = Scheduler(assembly.limits)
+        self._tokenizer = tokenizer
+        depth = assembly.config.steps_in_flight
+        device = InlineDevice(self._worker) if depth == 1 else ThreadDevice(self._worker)
+        self._executor = Executor(
+            self._worker, device, wire if isinstance(wire, PlanWriter) else None
+        )
+        self._scheduler = Scheduler(assembly.limits, assembly.step_costs)
+        self._loop = StepLoop(self._scheduler, self._executor, self._worker.spans, depth)
         self._metrics = Metrics(assembly)
         self._capture = Capture(assembly.worker)
         self._recording: Recording | None = None
-        self._finished: list[Running] = []
+        self._live: dict[int, LiveOutput] = {}  # by sequence id
+        self._sequence_ids = itertools.count()
+        self._finished: list[LiveRequest] = []
         self._stopping = False
 
-    def serve(self) -> None:
-        """Follow rank 0 until it closes. For ranks other than 0."""
+    @property
+    def scheduler(self) -> Scheduler:
+        """Rank 0's scheduler, to look at."""
+        return self._scheduler
+
+    def serve(self) -> bool:
+        """Follow rank 0 until it closes, or for now needs nobody (then True). For ranks other than
+        0."""
         assert isinstance(self._wire, PlanReader), "only ranks other than 0 follow"
-        follow(self._worker, self._wire, self._answer)
+        return follow(self._worker, self._wire, self._answer)
+
+    def release_followers(self) -> None:
+        """Let the other ranks' `serve` return for now. On rank 0, with no work left."""
+        self._executor.command(Command("return"))
+
+    def add(self, request: GenerationRequest, index: int) -> LiveRequest:
+        """Accept a request under the number `index`. Raises ConfigError for one that can never
+        run."""
+        live = LiveRequest(index, request, [])
+        params, accepted_ns = request.params, perf_counter_ns()
+        params.check_vocab(self._assembly.spec.vocab_size)
+        if params.stop and self._tokenizer is None:
+            raise ConfigError(
+                f"stop={list(params.stop)} needs text, and there is no tokenizer here; use "
+                "stop_token_ids"
+            )
+        family = [
+            _sequence(next(self._sequence_ids), index, request, sample, accepted_ns)
+            for sample in range(params.n)
+        ]
+        self._scheduler.add(*family)
+        live.outputs += [LiveOutput(live, sequence, self._tokenizer) for sequence in family]
+        self._live |= {output.sequence.id: output for output in live.outputs}
+        self._worker.spans.mark(f"tpinfer.accept request={index}")
+        return live
+
+    def abort(self, live: LiveRequest) -> list[TokenEvent]:
+        """End what is unfinished of a request; its blocks are free for the next plan."""
+        events = []
+        for output in live.outputs:
+            if output.sequence.finish_reason is None:
+                self._scheduler.abort(output.sequence)
+                events.append(self._ended(output))
+        return events
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any request is unfinished."""
+        return self._loop.has_work
+
+    def step(self) -> list[TokenEvent]:
+        """Run one step and say what it brought."""
+        before = self._recording.before_step if self._recording is not None else None
+        outcome = self._loop.step(before)
+        return [] if outcome is None else self._events(outcome)
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[TokenEvent]:
         """Run `requests` together and yield each token as it reaches the host.
@@ -52,26 +127,25 @@ class Engine:
         run, naming it. Closing the generator, or `stop`, ends what is unfinished with the reason
         `abort`.
         """
-        self._finished = []
         self._metrics.forget()
         if self._recording is not None:
             self._recording.before_run()
-        accepted_ns = perf_counter_ns()
-        sequences = [_sequence(i, r, accepted_ns) for i, r in enumerate(requests)]
-        for sequence in sequences:
-            self._scheduler.add(sequence)
-            self._worker.spans.mark(f"tpinfer.accept request={sequence.index}")
-        params = {s.index: r.params for s, r in zip(sequences, requests, strict=True)}
+        lives: list[LiveRequest] = []
+        self._finished = lives
         try:
-            while self._scheduler.has_work and not self._stopping:
-                for event in self._step(params):
+            for index, request in enumerate(requests):
+                lives.append(self.add(request, index))
+            while self.has_work and not self._stopping:
+                for event in self.step():
                     asked_ns = perf_counter_ns()
                     with self._worker.spans.named("detokenize"):
                         yield event
                     self._worker.spans.add("detokenize", asked_ns, perf_counter_ns())
         finally:
-            self._scheduler.abort_all("abort")
-            self._finished = sequences
+            for live in lives:
+                self.abort(live)
+            for outcome in self._loop.drain():
+                self._events(outcome)
             if self._recording is not None:
                 self._recording.stop()
 
@@ -112,25 +186,40 @@ class Engine:
             self._wire = None
         self._assembly.group.close()
 
-    def _step(self, params: dict[int, SamplingParams]) -> list[TokenEvent]:
-        if self._recording is not None:
-            self._recording.before_step()
+    def _events(self, outcome: StepOutcome) -> list[TokenEvent]:
+        began_ns = perf_counter_ns()
         spans = self._worker.spans
-        with spans.part("schedule"):
-            for sequence in self._scheduler.admit(perf_counter_ns()):
-                spans.mark(f"tpinfer.admit request={sequence.index}")
-                self._executor.admit(_record(sequence, params[sequence.index]))
-            plan = self._scheduler.plan()
-        assert plan is not None, "a scheduler with work always has a step to run"
-        sampled = self._executor.execute(plan)
-        now_ns = perf_counter_ns()
-        with spans.part("schedule"):
-            news = self._scheduler.commit(plan, sampled, now_ns)
-            if spans.annotate is not None:
-                for sequence, _ in news:
-                    place = len(sequence.token_ids) - 1
-                    spans.mark(f"tpinfer.token request={sequence.index} index={place}")
-        return [TokenEvent(s.index, token, s.finish_reason) for s, token in news]
+        events = []
+        with spans.named("detokenize"):
+            if outcome.failure is not None:
+                for sequence in outcome.scheduled.sequences:
+                    if sequence.id in self._live:
+                        self._live[sequence.id].error = outcome.failure
+                        events.append(self._ended(self._live[sequence.id]))
+            for sequence, token in outcome.drawn:
+                events.append(self._drawn(sequence, token))
+                spans.mark(
+                    f"tpinfer.token request={sequence.index} index={len(sequence.token_ids) - 1}"
+                )
+        spans.add("detokenize", began_ns, perf_counter_ns())
+        return events
+
+    def _drawn(self, sequence: Running, token: int) -> TokenEvent:
+        output = self._live[sequence.id]
+        if sequence.finish_reason == "error":
+            output.error = NOT_NUMBERS
+            return self._ended(output)
+        event = output.take(token, None)
+        if event.finish_reason is not None:
+            if sequence.finish_reason is None:
+                self._scheduler.finish(sequence, event.finish_reason)
+            del self._live[sequence.id]
+        return event
+
+    def _ended(self, output: LiveOutput) -> TokenEvent:
+        """The last event of a sequence that drew nothing more."""
+        del self._live[output.sequence.id]
+        return output.end()
 
     def _answer(self, command: Command) -> None:
         """This rank's part of a command from rank 0."""
@@ -138,14 +227,20 @@ class Engine:
             self._metrics.answer(command)
 
 
-def open_engine(config: EngineConfig, seat: Seat, progress: Progress | None = None) -> Engine:
-    """Load this rank's share and connect the ranks. `progress` is told in words what goes on.
+def open_engine(
+    config: EngineConfig,
+    seat: Seat,
+    progress: Progress | None = None,
+    tokenizer: "Tokenizer | None" = None,
+) -> Engine:
+    """Load this rank's share and connect the ranks. `progress` is told in words what goes on;
+    rank 0 makes text with `tokenizer`.
 
     Raises ConfigError, CheckpointError or RankError; the message says what to change.
     """
     assembly = assemble(config, seat, progress or (lambda text: None))
     try:
-        return Engine(assembly, _open_wire(seat))
+        return Engine(assembly, _open_wire(seat), tokenizer)
     except BaseException:
         assembly.group.abort()
         assembly.group.close()
@@ -167,28 +262,20 @@ def _open_wire(seat: Seat) -> PlanWriter | PlanReader | None:
         ) from error
 
 
-def _sequence(index: int, request: GenerationRequest, accepted_ns: int) -> Running:
+def _sequence(
+    sequence_id: int, index: int, request: GenerationRequest, sample: int, accepted_ns: int
+) -> Running:
     params = request.params
+    seed = params.seed if params.seed is not None else index
     return Running(
+        id=sequence_id,
         index=index,
         prompt_token_ids=tuple(request.prompt_token_ids),
+        sampling=sampling_record(params, sample, seed),
         max_tokens=params.max_tokens,
         stop_token_ids=frozenset(() if params.ignore_eos else params.stop_token_ids),
+        priority=request.priority,
+        cache_salt=request.cache_salt,
+        needs_whole_prompt=params.prompt_logprobs is not None,
         accepted_ns=accepted_ns,
-    )
-
-
-def _record(sequence: Running, params: SamplingParams) -> SequenceRecord:
-    return SequenceRecord(
-        row=sequence.row,
-        token_ids=sequence.prompt_token_ids,
-        num_prompt_tokens=len(sequence.prompt_token_ids),
-        num_computed=0,
-        sampling=SamplingRecord(
-            temperature=params.temperature,
-            top_k=params.top_k,
-            top_p=params.top_p,
-            min_p=params.min_p,
-            seed=params.seed if params.seed is not None else sequence.index,
-        ),
     )

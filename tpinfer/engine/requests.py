@@ -1,6 +1,7 @@
 """What a caller hands to the engine and gets back."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from tpinfer.config.sampling import SamplingParams
 from tpinfer.engine.attribution import Attribution
@@ -10,24 +11,55 @@ from tpinfer.engine.attribution import Attribution
 class GenerationRequest:
     """One prompt, tokenized."""
 
-    prompt_token_ids: list[int]
+    prompt_token_ids: Sequence[int]
     params: SamplingParams
+    priority: int = 0
+    """Lower runs first."""
+    cache_salt: str = ""
+    """Requests share cached prefixes only with requests of the same salt."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One token's place in the model's own distribution, before penalties and temperature."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    """1 is the likeliest."""
+
+
+@dataclass(frozen=True, slots=True)
+class PositionLogprobs:
+    """The token at one position, and the likeliest tokens there."""
+
+    token: TokenLogprob
+    top: tuple[TokenLogprob, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """One generated token."""
+    """One generated token, or an end without one."""
 
     index: int
-    """Place of the request in the caller's list."""
+    """Which request: its place in the caller's list, or the number `add` was given."""
     token_id: int
+    """-1 where the sequence ended without a token (aborted, failed)."""
     finish_reason: str | None
-    """`stop` (an end token), `length`, or None while it goes on."""
+    """`stop` (an end token or stop string), `length`, `abort`, `error`, or None while it goes
+    on."""
+    sample: int = 0
+    """Which of the request's n continuations."""
+    text: str = ""
+    """Text that became certain with this token; held back while it may be part of a character or
+    of a stop string. Empty without a tokenizer."""
+    logprobs: PositionLogprobs | None = None
+    """Where they were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """When a request's tokens came, in seconds."""
+    """When a sequence's tokens came, in seconds."""
 
     ttft_s: float
     """Accepted to first token on the host."""
@@ -41,7 +73,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class RequestAttribution:
-    """Where a request's own wall time went."""
+    """Where a sequence's own wall time went."""
 
     ttft: Attribution
     decode: Attribution | None
@@ -62,13 +94,56 @@ class RequestAttribution:
 
 
 @dataclass(frozen=True, slots=True)
+class Completion:
+    """One of a request's n continuations, ended."""
+
+    sample: int
+    token_ids: list[int]
+    text: str | None
+    """None without a tokenizer. Ends before a stop string unless it was asked to be included."""
+    finish_reason: str
+    """`stop`, `length`, `abort`, or `error`."""
+    stop_reason: str | int | None = None
+    """The stop string or token that ended it."""
+    error: str | None = None
+    """What went wrong, for `error`."""
+    logprobs: list[PositionLogprobs] | None = None
+    """One per token, where asked for."""
+    timing: Timing | None = None
+    """None when it ended before its first token."""
+    attribution: RequestAttribution | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationResult:
     """One finished request."""
 
     prompt_token_ids: list[int]
-    token_ids: list[int]
-    finish_reason: str
-    """`stop`, `length`, or `abort` when the run was stopped."""
-    timing: Timing | None
-    """None when it was stopped before its first token."""
-    attribution: RequestAttribution | None
+    outputs: list[Completion]
+    """One per continuation."""
+    prompt_logprobs: list[PositionLogprobs | None] | None = None
+    """One per prompt token, None for the first; where asked for."""
+    num_cached_tokens: int = 0
+    """Prompt tokens whose keys and values were in the prefix cache already."""
+    prompt: str | None = field(default=None, kw_only=True)
+    """Its text, where the caller gave text."""
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Of the first continuation."""
+        return self.outputs[0].token_ids
+
+    @property
+    def finish_reason(self) -> str:
+        """Of the first continuation."""
+        return self.outputs[0].finish_reason
+
+    @property
+    def timing(self) -> Timing | None:
+        """Of the first continuation."""
+        return self.outputs[0].timing
+
+    @property
+    def attribution(self) -> RequestAttribution | None:
+        """Of the first continuation."""
+        return self.outputs[0].attribution

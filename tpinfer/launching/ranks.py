@@ -50,7 +50,7 @@ def launch(
     """
     if num_ranks < 1:
         raise ConfigError(f"num_ranks={num_ranks} must be at least 1")
-    shared = _shared_variables(num_ranks, variables or {})
+    shared = shared_variables(num_ranks, variables or {})
     fork_only = _prepare_fork(start, preload, shared)
     run_id = shared["TORCHELASTIC_RUN_ID"]
     rendezvous = Path(shared["TPINFER_RENDEZVOUS"])
@@ -79,7 +79,7 @@ def launch(
             remove_run(run_id)
 
 
-def _shared_variables(num_ranks: int, variables: Mapping[str, str]) -> dict[str, str]:
+def shared_variables(num_ranks: int, variables: Mapping[str, str]) -> dict[str, str]:
     """What every rank's environment gets, torchrun's variables and ours."""
     run_id = f"run-{os.urandom(6).hex()}"
     inherited = child_environment(variables)

@@ -46,6 +46,8 @@ class StepInputs:
     spans: Sequence[SequenceSpan]
     logit_rows: torch.Tensor
     """int64 [R]: tokens whose logits are needed."""
+    drawn: torch.Tensor
+    """int64 [R]: where in the rows' token buffer each drawn token goes."""
     sampling: Sequence[SamplingRow]
     """One per logit row."""
     all_greedy: bool

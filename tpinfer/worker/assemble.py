@@ -32,7 +32,7 @@ from tpinfer.scheduling.scheduler import SchedulerLimits
 from tpinfer.sharding.parameters import ParameterSpec, decoder_parameters
 from tpinfer.sharding.partition import Partition, partition_model
 from tpinfer.worker.measurements import gather_bytes
-from tpinfer.worker.rows import RotaryTable, RowStore
+from tpinfer.worker.rows import RotaryTable, RowLimits, RowStore
 from tpinfer.worker.worker import Worker, WorkerParts
 
 Progress = Callable[[str], None]
@@ -159,9 +159,15 @@ def _row_store(
     rotary = RotaryTable(
         *rotary_table(spec, num_positions, to_torch(choices.compute_dtype), device)
     )
-    return RowStore(
-        limits.block_size, spec.sliding_window, limits.window is not None, rotary, device
+    held = RowLimits(
+        max_num_rows=limits.max_num_seqs,
+        max_num_tokens=limits.max_num_batched_tokens,
+        max_len=num_positions,
+        block_size=limits.block_size,
+        window=spec.sliding_window,
+        all_layers_slide=limits.window is not None,
     )
+    return RowStore(held, rotary, device)
 
 
 def _collective_sites(ledger: CostLedger) -> frozenset[str]:

@@ -1,6 +1,8 @@
 """The sequences a rank holds, one per row, and how a `StepPlan` becomes the tensors of a step.
 
-A rank keeps each row's tokens and block table itself; the plan brings only what is new.
+A rank keeps each row's block table itself; the plan brings only what is new. Rows persist from step
+to step, tokens stay on the device, and a step's columns are gathered into buffers that are made
+once.
 """
 
 from dataclasses import dataclass, field
@@ -11,7 +13,8 @@ from tpinfer.attention.interface import SequenceSpan
 from tpinfer.attention.paged_kv import BlockTable, KeyRange, key_range
 from tpinfer.costs.ops import StepAggregates, aggregate
 from tpinfer.layers.step_inputs import SamplingRow, StepInputs
-from tpinfer.steps.plan import SamplingRecord, SequenceRecord, StepPlan
+from tpinfer.steps.plan import SequenceRecord, StepPlan
+from tpinfer.worker.token_buffer import TokenBuffer
 
 
 @dataclass(slots=True)
@@ -19,10 +22,8 @@ class Row:
     """One live sequence."""
 
     record: SequenceRecord
-    token_ids: list[int]
-    """Prompt and what was generated so far."""
-    num_computed: int = 0
-    """Tokens whose keys and values are in the cache."""
+    num_computed: int
+    """Tokens whose keys and values are in the cache once the steps issued so far have run."""
     table: BlockTable = field(default_factory=lambda: BlockTable([]))
 
 
@@ -34,30 +35,44 @@ class RotaryTable:
     sin: torch.Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class RowLimits:
+    """What rows may hold."""
+
+    max_num_rows: int
+    max_num_tokens: int
+    """Query tokens of one step."""
+    max_len: int
+    """Tokens of one sequence."""
+    block_size: int
+    window: int | None
+    """Sliding window of the layers that slide; None where none does."""
+    all_layers_slide: bool
+
+
 class RowStore:
     """Rows by number, and the inputs of the next step made from them."""
 
-    def __init__(
-        self,
-        block_size: int,
-        window: int | None,
-        all_layers_slide: bool,
-        rotary: RotaryTable,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, limits: RowLimits, rotary: RotaryTable, device: torch.device) -> None:
         self.rows: dict[int, Row] = {}
-        self._block_size = block_size
-        self._window = window
-        self._all_layers_slide = all_layers_slide
+        self._limits = limits
         self._rotary = rotary
         self._device = device
+        self._tokens = TokenBuffer(limits.max_num_rows, limits.max_len, device)
+        # One transfer carries a step's columns: token addresses, positions, slots, logit rows and
+        # where sampled tokens go.
+        shape = 5, max(limits.max_num_tokens, limits.max_num_rows)
+        is_cuda = device.type == "cuda"
+        self._staged = torch.empty(shape, dtype=torch.int64, pin_memory=is_cuda)
+        self._columns = torch.empty(shape, dtype=torch.int64, device=device)
 
     def admit(self, record: SequenceRecord) -> None:
-        """Open a row for a new sequence."""
-        self.rows[record.row] = Row(record, list(record.token_ids), record.num_computed)
+        """Open a row for a sequence, new or come back after a preemption."""
+        self.rows[record.row] = Row(record, record.num_computed)
+        self._tokens.fill(record.row, record.token_ids)
 
     def release(self, rows: tuple[int, ...]) -> None:
-        """Forget rows whose sequence has ended."""
+        """Forget rows whose sequence has ended or waits again."""
         for row in rows:
             self.rows.pop(row, None)
 
@@ -70,84 +85,89 @@ class RowStore:
             [self.rows[row].num_computed + count for row, count, _ in plan.parts()],
             num_logit_rows=len(sampling),
             num_full_rows=0 if is_greedy else len(sampling),
-            window=self._window,
+            window=self._limits.window,
         )
 
     def build(self, plan: StepPlan) -> StepInputs:
-        """The tensors of `plan`'s step. Changes block tables, not tokens."""
-        tokens: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        logit_rows: list[int] = []
-        spans: list[SequenceSpan] = []
-        sampling: list[SamplingRow] = []
+        """The tensors of `plan`'s step; rows move on by its tokens."""
         for number, count in plan.dropped_blocks:
             self.rows[number].table.drop(count)
         for number, *blocks in plan.new_blocks:
             self.rows[number].table.append(blocks)
+        addresses: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        logit_rows: list[int] = []
+        drawn: list[int] = []
+        spans: list[SequenceSpan] = []
+        sampling: list[SamplingRow] = []
         for number, num_tokens, num_samples in plan.parts():
             row = self.rows[number]
             start, stop = row.num_computed, row.num_computed + num_tokens
-            spans.append(self._span(row, len(tokens), start, stop))
-            tokens += row.token_ids[start:stop]
+            spans.append(self._span(row, len(addresses), start, stop))
+            first = self._tokens.address(number, start)
+            addresses += range(first, first + num_tokens)
             positions += range(start, stop)
-            slots += row.table.slots(start, stop, self._block_size)
+            slots += row.table.slots(start, stop, self._limits.block_size)
             if num_samples:
-                logit_rows.append(len(tokens) - 1)
-                sampling.append(_sampling(row.record.sampling, stop))
-        return self._inputs(tokens, positions, slots, spans, logit_rows, sampling)
+                logit_rows.append(len(addresses) - 1)
+                drawn.append(first + num_tokens)
+                sampling.append(self._sampling(row, number, stop))
+            row.num_computed = stop
+        return self._inputs((addresses, positions, slots, logit_rows, drawn), spans, sampling)
 
-    def commit(self, plan: StepPlan, sampled: list[int]) -> None:
-        """Record that `plan` ran and what its sampling rows drew, in plan order."""
-        drawn = iter(sampled)
-        for number, num_tokens, num_samples in plan.parts():
-            row = self.rows[number]
-            row.num_computed += num_tokens
-            if num_samples:
-                row.token_ids.append(next(drawn))
+    def keep_tokens(self, inputs: StepInputs, tokens: torch.Tensor) -> None:
+        """Put int64 [R] sampled tokens behind the rows they were drawn for."""
+        # A row that ends here may have a place in the next step already: it feeds some token.
+        self._tokens.write(inputs.drawn, tokens.clamp(min=0))
 
     def _inputs(
         self,
-        tokens: list[int],
-        positions: list[int],
-        slots: list[int],
+        columns: tuple[list[int], ...],
         spans: list[SequenceSpan],
-        logit_rows: list[int],
         sampling: list[SamplingRow],
     ) -> StepInputs:
-        # One transfer carries the three columns.
-        packed = torch.tensor((tokens, positions, slots), dtype=torch.int64, device=self._device)
-        token_ids, where, slot_ids = packed.unbind(0)
+        staged = self._staged
+        for place, column in enumerate(columns):
+            staged[place, : len(column)] = torch.tensor(column, dtype=torch.int64)
+        width = max(len(columns[0]), len(columns[3]))
+        on_device = self._columns[:, :width]
+        on_device.copy_(staged[:, :width], non_blocking=True)
+        addresses, positions, slots, logit_rows, drawn = (
+            on_device[place, : len(column)] for place, column in enumerate(columns)
+        )
         return StepInputs(
-            token_ids=token_ids,
-            positions=where,
-            slots=slot_ids,
-            cos=self._rotary.cos.index_select(0, where).unsqueeze(1),
-            sin=self._rotary.sin.index_select(0, where).unsqueeze(1),
+            token_ids=self._tokens.read(addresses),
+            positions=positions,
+            slots=slots,
+            cos=self._rotary.cos.index_select(0, positions).unsqueeze(1),
+            sin=self._rotary.sin.index_select(0, positions).unsqueeze(1),
             spans=spans,
-            logit_rows=torch.tensor(logit_rows, dtype=torch.int64, device=self._device),
+            logit_rows=logit_rows,
+            drawn=drawn,
             sampling=sampling,
             all_greedy=all(row.temperature == 0 for row in sampling),
         )
 
     def _span(self, row: Row, first_token: int, start: int, stop: int) -> SequenceSpan:
-        window_keys = None
-        if self._window is not None:
-            window_keys = self._keys(row, max(0, start - self._window + 1), stop)
-        keys = window_keys if window_keys and self._all_layers_slide else self._keys(row, 0, stop)
+        window, window_keys = self._limits.window, None
+        if window is not None:
+            window_keys = self._keys(row, max(0, start - window + 1), stop)
+        slides = window_keys is not None and self._limits.all_layers_slide
+        keys = window_keys if window_keys and slides else self._keys(row, 0, stop)
         return SequenceSpan(first_token, stop - start, stop, keys, window_keys)
 
     def _keys(self, row: Row, start: int, stop: int) -> KeyRange:
-        return key_range(row.table, start, stop, self._block_size, self._device)
+        return key_range(row.table, start, stop, self._limits.block_size, self._device)
 
-
-def _sampling(record: SamplingRecord, position: int) -> SamplingRow:
-    return SamplingRow(
-        temperature=record.temperature,
-        top_k=record.top_k,
-        top_p=record.top_p,
-        min_p=record.min_p,
-        seed=record.seed,
-        index=record.index,
-        position=position,
-    )
+    def _sampling(self, row: Row, number: int, position: int) -> SamplingRow:
+        record = row.record.sampling
+        return SamplingRow(
+            temperature=record.temperature,
+            top_k=record.top_k,
+            top_p=record.top_p,
+            min_p=record.min_p,
+            seed=record.seed,
+            index=record.index,
+            position=position,
+        )

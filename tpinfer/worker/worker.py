@@ -1,19 +1,20 @@
 """One rank at work: takes records and plans, runs the program, keeps what it measured.
 
-It knows neither how it was started nor how plans reach it.
+It knows neither how it was started nor how plans reach it. Where this rank alone cannot do a step
+(no memory left), it says so before the step's last collective and joins the collectives that are
+left, so that nobody waits for it and rank 0 knows in time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter_ns
 
 import torch
 
 from tpinfer.collectives.group import Group
-from tpinfer.config.errors import CheckpointError
 from tpinfer.costs.ops import StepAggregates
 from tpinfer.costs.step_record import Measurements, StepRecord
-from tpinfer.layers.step_inputs import NO_TOKEN, Activations, Op
+from tpinfer.layers.step_inputs import Activations, Op
 from tpinfer.steps.plan import SequenceRecord, StepPlan
 from tpinfer.worker.annotations import Annotate, annotated, step_name
 from tpinfer.worker.host_spans import HostSpans
@@ -24,10 +25,19 @@ MAX_RECORDED_STEPS = 8192
 """Steps whose op times a rank keeps until they are asked for; about 3 KB each for a 28-layer
 model."""
 
-_NOT_NUMBERS = (
-    "the model's logits are not numbers (NaN): its weights hold NaN or infinite values, or they "
-    "overflow the compute dtype; check the checkpoint, or try --dtype float32"
-)
+TellFailure = Callable[[int, str], None]
+"""(step id, what happened): tells rank 0 that this rank could not do a step but lives on."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step came to on one rank."""
+
+    tokens: list[int]
+    """Sampled tokens in plan order; NO_TOKEN where the logits were not numbers. Empty if it
+    failed."""
+    failure: str | None = None
+    """Why this rank could not do it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +66,7 @@ class Worker:
         self.device = parts.device
         self.records: list[StepRecord] = []
         self.spans = HostSpans()
+        self.tell_failure: TellFailure = lambda step_id, text: None
         self._recorded_from_ns = 0
         self._annotate: Annotate | None = None
         self._annotated_program: Sequence[Op] = ()  # for devices, where ops are only issued
@@ -71,8 +82,8 @@ class Worker:
         self._annotated_program = annotated(self.program, annotate) if annotate else ()
 
     @torch.inference_mode()
-    def execute(self, plan: StepPlan) -> list[int]:
-        """Run one step; returns the sampled tokens in plan order."""
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Run one step."""
         began = perf_counter_ns()
         self.rows.release(plan.released_rows)
         aggregates = self.rows.aggregates(plan)
@@ -81,7 +92,7 @@ class Worker:
         with self._annotate(step_name(plan.step_id, _phase(plan), aggregates)):
             return self._run(plan, aggregates, began)
 
-    def _run(self, plan: StepPlan, aggregates: StepAggregates, began: int) -> list[int]:
+    def _run(self, plan: StepPlan, aggregates: StepAggregates, began: int) -> StepResult:
         with self.spans.named("prepare"):
             inputs = self.rows.build(plan)
         acts = Activations()
@@ -90,15 +101,14 @@ class Worker:
                 times = run_timed(self.program, acts, inputs)
             else:
                 times = run_annotated(self.program, acts, inputs, self._annotate)
+            self.rows.keep_tokens(inputs, acts.tokens)
             tokens = acts.tokens.tolist()
         else:
             program = self.program if self._annotate is None else self._annotated_program
             self._device_run.issue(program, acts, inputs)
+            self.rows.keep_tokens(inputs, acts.tokens)
             tokens = acts.tokens.tolist()
             times = self._device_run.resolve()
-        if NO_TOKEN in tokens:
-            raise CheckpointError(_NOT_NUMBERS)
-        self.rows.commit(plan, tokens)
         self.spans.add("prepare", began, times.start_ns)
         record = _record(plan, aggregates, times, perf_counter_ns(), began)
         if self._stamps is not None:
@@ -106,7 +116,7 @@ class Worker:
         self.records.append(record)
         if len(self.records) > MAX_RECORDED_STEPS:
             self._forget_oldest()
-        return tokens
+        return StepResult(tokens)
 
     def take_measurements(self) -> Measurements:
         """What was recorded since the last call; recording goes on."""

@@ -1,0 +1,238 @@
+"""The engine for asyncio: many callers, each streaming its own request, any of which may leave.
+
+Steps run on one thread; what callers want reaches it through an inbox that is read before each
+plan, so a cancelled request's blocks are free within one step. Events go back to each caller's own
+event loop, one hand-over a step.
+"""
+
+import asyncio
+import itertools
+import queue
+import threading
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
+from contextlib import aclosing
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from tpinfer.config.errors import RankError
+from tpinfer.config.sampling import SamplingParams
+from tpinfer.engine.live import LiveRequest
+from tpinfer.engine.metrics import make_result
+from tpinfer.engine.opened import OpenedEngine, PromptInput, engine_settings
+from tpinfer.engine.requests import GenerationRequest, GenerationResult, TokenEvent
+
+
+class _Stream:
+    """One caller's end: events, then the result, or an error."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.arrived: asyncio.Queue[TokenEvent | GenerationResult | BaseException] = asyncio.Queue()
+
+
+@dataclass(frozen=True, slots=True)
+class _Add:
+    index: int
+    request: GenerationRequest
+    stream: _Stream
+
+
+@dataclass(frozen=True, slots=True)
+class _Abort:
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Close:
+    done: "Future[None]"
+
+
+_Item = TokenEvent | GenerationResult | BaseException
+_Message = _Add | _Abort | _Close
+
+
+class AsyncEngine:
+    """Made by `await AsyncEngine.start(...)`, ended by `await close()`; also an async context
+    manager."""
+
+    def __init__(self, opened: OpenedEngine) -> None:
+        self._opened = opened
+        self._inbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
+        self._indexes = itertools.count()
+        self._error: BaseException | None = None
+        self._is_closed = False
+        self._streams: dict[int, tuple[LiveRequest, _Stream]] = {}  # the thread's own
+        self._thread = threading.Thread(target=self._work, name="tpinfer-steps", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    async def start(
+        cls, model: str = "story", *, tp: int | None = None, **settings: Any
+    ) -> "AsyncEngine":
+        """Load a model over `tp` ranks, which are started here. `settings` are fields of
+        `EngineConfig`. Raises ConfigError, CheckpointError or RankError.
+        """
+        config = engine_settings(model, tp, **settings)
+        return cls(await asyncio.to_thread(OpenedEngine, config))
+
+    async def generate(
+        self,
+        prompt: PromptInput,
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> AsyncIterator[TokenEvent]:
+        """Each token as it comes, of all n continuations. Leaving early cancels the request.
+
+        Raises ConfigError for a request that can never run, RankError once the engine has failed.
+        """
+        async with aclosing(self._items(prompt, params, priority, cache_salt)) as items:
+            async for item in items:
+                if isinstance(item, TokenEvent):
+                    yield item
+
+    async def complete(
+        self,
+        prompt: PromptInput,
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> GenerationResult:
+        """The whole result at once. Cancelling the call cancels the request."""
+        result: GenerationResult | None = None
+        async with aclosing(self._items(prompt, params, priority, cache_salt)) as items:
+            async for item in items:
+                if isinstance(item, GenerationResult):
+                    result = item
+        assert result is not None, "a stream ends with its result or an error"
+        return result
+
+    async def close(self) -> None:
+        """End every request with `abort`, and the ranks. Twice is fine."""
+        if not self._is_closed:
+            self._is_closed = True
+            done: Future[None] = Future()
+            self._inbox.put(_Close(done))
+            await asyncio.wrap_future(done)
+            await asyncio.to_thread(self._thread.join)
+
+    async def __aenter__(self) -> "AsyncEngine":
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def _items(
+        self, prompt: PromptInput, params: SamplingParams | None, priority: int, cache_salt: str
+    ) -> AsyncIterator[TokenEvent | GenerationResult]:
+        if self._is_closed:
+            raise RankError("the engine was closed; start a new one")
+        if self._error is not None:
+            raise self._error
+        request = self._opened.request(prompt, params, priority, cache_salt)
+        index, stream = next(self._indexes), _Stream()
+        self._inbox.put(_Add(index, request, stream))
+        is_over = False
+        try:
+            while not is_over:
+                item = await stream.arrived.get()
+                is_over = not isinstance(item, TokenEvent)
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            if not is_over:
+                self._inbox.put(_Abort(index))
+
+    # What follows runs on the thread.
+
+    def _work(self) -> None:
+        closing: _Close | None = None
+        engine = self._opened.engine
+        try:
+            while closing is None:
+                closing = self._read_inbox(wait=not engine.has_work)
+                if closing is None and engine.has_work:
+                    self._deliver(engine.step())
+            self._end_all()
+        except BaseException as error:
+            self._error = self._opened.explain(error)
+            self._fail_all(self._error)
+        try:
+            self._opened.close()
+        except BaseException as error:
+            self._error = self._error or error
+        while closing is None:  # an engine that failed still answers
+            message = self._inbox.get()
+            if isinstance(message, _Close):
+                closing = message
+            elif isinstance(message, _Add):
+                _hand_over([(message.stream, self._error or RankError("the engine was closed"))])
+        closing.done.set_result(None)
+
+    def _read_inbox(self, wait: bool) -> _Close | None:
+        """Do what callers asked for since the last plan; with nothing else to do, wait for them."""
+        while wait or not self._inbox.empty():
+            message = self._inbox.get()
+            wait = False
+            if isinstance(message, _Close):
+                return message
+            if isinstance(message, _Abort):
+                if message.index in self._streams:
+                    self._opened.engine.abort(self._streams.pop(message.index)[0])
+                continue
+            try:
+                live = self._opened.engine.add(message.request, message.index)
+            except Exception as error:
+                _hand_over([(message.stream, error)])
+            else:
+                self._streams[message.index] = live, message.stream
+        return None
+
+    def _deliver(self, events: list[TokenEvent]) -> None:
+        items: list[tuple[_Stream, _Item]] = []
+        for event in events:
+            if event.index not in self._streams:
+                continue  # its caller has left
+            live, stream = self._streams[event.index]
+            items.append((stream, event))
+            if event.finish_reason is not None and live.is_finished:
+                items.append((stream, make_result(live, None)))
+                del self._streams[event.index]
+        _hand_over(items)
+
+    def _end_all(self) -> None:
+        for live, _ in list(self._streams.values()):
+            self._deliver(self._opened.engine.abort(live))
+        while self._opened.engine.has_work:  # what is on its way
+            self._opened.engine.step()
+
+    def _fail_all(self, error: BaseException) -> None:
+        _hand_over([(stream, error) for _, stream in self._streams.values()])
+        self._streams.clear()
+
+
+def _hand_over(items: "list[tuple[_Stream, _Item]]") -> None:
+    """Put items into their streams, with one wake-up for each event loop."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, _Item]]] = {}
+    for stream, item in items:
+        by_loop.setdefault(stream.loop, []).append((stream, item))
+    for loop, mine in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_put, mine)
+        except RuntimeError:
+            continue  # that loop was closed: nobody waits any more
+
+
+def _put(items: "list[tuple[_Stream, _Item]]") -> None:
+    for stream, item in items:
+        stream.arrived.put_nowait(item)

@@ -1,0 +1,144 @@
+"""The offline API: prompts in, results out.
+
+    with LLM("story", tp=2) as llm:
+        for result in llm.generate(["Once upon a time"], SamplingParams(max_tokens=40)):
+            print(result.outputs[0].text)
+
+From a plain script it starts the other ranks itself. Under torchrun or another launcher every rank
+runs the same script; results are on rank 0, the others get empty lists.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tpinfer.config.errors import ConfigError
+from tpinfer.config.sampling import SamplingParams
+from tpinfer.engine.opened import OpenedEngine, PromptInput, engine_settings
+from tpinfer.engine.requests import GenerationRequest, GenerationResult
+from tpinfer.engine.run_report import RunReport
+
+
+class LLM:
+    """A model, loaded over `tp` ranks."""
+
+    def __init__(
+        self,
+        model: str = "story",
+        *,
+        tp: int | None = None,
+        topology: str | None = None,
+        progress: Callable[[str], None] | None = None,
+        **settings: Any,
+    ) -> None:
+        """model: directory, hub id in the local cache, `story`, or `shape:NAME`. `settings` are
+        fields of `EngineConfig` such as dtype, kv_bytes, max_num_seqs.
+
+        Raises ConfigError, CheckpointError or RankError; the message says what to change.
+        """
+        config = engine_settings(model, tp, topology=topology, **settings)
+        self._opened = OpenedEngine(config, progress)
+        self._report: RunReport | None = None
+        self._is_over = False  # for ranks other than 0: rank 0 has closed
+
+    @property
+    def rank(self) -> int:
+        """This process's rank; 0 in a plain script."""
+        return self._opened.rank
+
+    def generate(
+        self,
+        prompts: PromptInput | Sequence[PromptInput],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        priorities: Sequence[int] | None = None,
+        cache_salt: str = "",
+    ) -> list[GenerationResult]:
+        """Run all prompts together; results in their order.
+
+        A prompt is text or token ids. `params` is one for all or one each; None takes the
+        checkpoint's own defaults. Raises ConfigError for a request that can never run, before any
+        runs.
+        """
+        listed = _listed(prompts)
+        chosen = _per_prompt(params, len(listed), "params")
+        ranks = _per_prompt(priorities, len(listed), "priorities")
+        opened = self._opened
+        if self.rank:
+            self._is_over = self._is_over or not opened.engine.serve()
+            return []
+        try:
+            requests = [
+                opened.request(prompt, one, priority or 0, cache_salt)
+                for prompt, one, priority in zip(listed, chosen, ranks, strict=True)
+            ]
+            return self._run(requests)
+        finally:
+            opened.engine.release_followers()
+
+    def chat(
+        self,
+        messages: Sequence[dict[str, Any]],
+        params: SamplingParams | None = None,
+    ) -> list[GenerationResult]:
+        """Answer a conversation of {"role": ..., "content": ...} through the chat template."""
+        return self.generate([self._opened.chat_text(messages)], params)
+
+    @property
+    def report(self) -> RunReport | None:
+        """Where the time of the last `generate` went; None before it, and on ranks other than
+        0."""
+        return self._report
+
+    def close(self) -> None:
+        """Let go of ranks and memory. Twice is fine."""
+        if self.rank:
+            while not self._is_over:
+                self._is_over = not self._opened.engine.serve()
+        self._opened.close()
+
+    def __enter__(self) -> "LLM":
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def _run(self, requests: Sequence[GenerationRequest]) -> list[GenerationResult]:
+        engine = self._opened.engine
+        try:
+            for _ in engine.generate(requests):
+                continue
+            results = engine.results()
+            self._report = engine.report()
+            return results
+        except Exception as error:
+            cause = self._opened.explain(error)
+            if cause is not error:
+                raise cause from error
+            raise
+
+
+def _listed(prompts: PromptInput | Sequence[PromptInput]) -> list[PromptInput]:
+    """One prompt alone or a list of them, as a list. Raises ConfigError for none."""
+    if isinstance(prompts, str):
+        return [prompts]
+    found: list[Any] = list(prompts)
+    if found and all(isinstance(one, int) for one in found):
+        return [found]
+    if not found:
+        raise ConfigError("there are no prompts; give at least one")
+    for place, one in enumerate(found):
+        if not isinstance(one, str) and not (
+            isinstance(one, Sequence) and all(type(token) is int for token in one)
+        ):
+            raise ConfigError(f"prompt {place} is neither text nor a list of token ids")
+    return found
+
+
+def _per_prompt(given: Any, count: int, what: str) -> list[Any]:
+    """One value for all, or one each, as a list. Raises ConfigError for another number."""
+    if given is None or isinstance(given, SamplingParams):
+        return [given] * count
+    found = list(given)
+    if len(found) != count:
+        raise ConfigError(f"{len(found)} {what} for {count} prompts; give one each, or one for all")
+    return found

@@ -1,0 +1,138 @@
+"""An engine for a program that is rank 0 itself, its other ranks started with it; or this process's
+part, where a launcher such as torchrun started them all."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from tpinfer.config.dtypes import DType
+from tpinfer.config.engine import EngineConfig
+from tpinfer.config.environment import read_environment
+from tpinfer.config.errors import ConfigError, RankError
+from tpinfer.config.huggingface import read_generation_defaults, read_model_spec
+from tpinfer.config.model_name import is_shape, model_directory
+from tpinfer.config.sampling import SamplingParams
+from tpinfer.engine.follower import config_argument
+from tpinfer.engine.rank_engine import Engine, open_engine
+from tpinfer.engine.requests import GenerationRequest
+from tpinfer.launching.followers import Followers
+from tpinfer.launching.seat import seat_from_environment
+from tpinfer.text.chat_template import ChatTemplate, find_template
+from tpinfer.text.tokenizer import Tokenizer
+
+PromptInput = str | Sequence[int]
+"""Text, or token ids."""
+
+
+class OpenedEngine:
+    """One rank's engine, what makes requests for it, and the ranks that were started for it."""
+
+    def __init__(self, config: EngineConfig, progress: Callable[[str], None] | None = None) -> None:
+        """Under a launcher be the rank it says; else start the other ranks and be rank 0.
+
+        Raises ConfigError, CheckpointError or RankError.
+        """
+        self.config = config
+        self.spec = read_model_spec(config.model_dir)
+        self.tokenizer: Tokenizer | None = None
+        if (config.model_dir / "tokenizer.json").is_file():
+            self.tokenizer = Tokenizer(config.model_dir)
+        self._followers: Followers | None = None
+        environment = read_environment()
+        if environment.rank is None and config.tp > 1:
+            self._followers = Followers(
+                config.tp, "tpinfer.engine.follower", [config_argument(config)], config.device
+            )
+            seat = self._followers.seat
+        else:
+            seat = seat_from_environment(environment, config.device)
+        self.rank = seat.rank
+        try:
+            self.engine: Engine = open_engine(config, seat, progress, self.tokenizer)
+        except BaseException as error:
+            cause = self.explain(error)
+            if self._followers is not None:
+                self._followers.close()
+            if cause is not error:
+                raise cause from error
+            raise
+
+    def explain(self, error: BaseException) -> BaseException:
+        """What a rank that ended said of its end, in place of the effect that it had here."""
+        if isinstance(error, RankError) and self._followers is not None:
+            return self._followers.explain(error)
+        return error
+
+    def default_params(self) -> SamplingParams:
+        """What the checkpoint's generation_config.json asks for."""
+        return read_generation_defaults(self.config.model_dir).sampling_params(
+            self.spec.eos_token_ids
+        )
+
+    def request(
+        self,
+        prompt: PromptInput,
+        params: SamplingParams | None,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> GenerationRequest:
+        """A request from text or token ids; the model's end tokens end it too. Raises
+        ConfigError."""
+        token_ids = self._encode(prompt) if isinstance(prompt, str) else list(prompt)
+        chosen = self.default_params() if params is None else self._with_end_tokens(params)
+        wrong = next((t for t in token_ids if not 0 <= t < self.spec.vocab_size), None)
+        if wrong is not None:
+            raise ConfigError(
+                f"token {wrong} of the prompt is outside the vocabulary of "
+                f"{self.spec.vocab_size}; tokenize with the model's own tokenizer"
+            )
+        return GenerationRequest(token_ids, chosen, priority, cache_salt)
+
+    def chat_text(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        """Token ids of a conversation through the checkpoint's chat template. Raises
+        ConfigError."""
+        source = find_template(self.config.model_dir)
+        if source is None or self.tokenizer is None:
+            raise ConfigError(f"{self.config.model_dir} has no chat template; use generate")
+        tokenizer = self.tokenizer
+        names = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
+        text = ChatTemplate(source, names).render(list(messages))
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    def close(self) -> None:
+        """Let go of everything, the other ranks first. Twice is fine."""
+        try:
+            self.engine.close()
+        finally:
+            if self._followers is not None:
+                self._followers.close()
+
+    def _encode(self, text: str) -> list[int]:
+        if self.tokenizer is not None:
+            return self.tokenizer.encode(text)
+        raise ConfigError(
+            f"{self.config.model_dir} has no tokenizer.json, and the prompt is text; give token ids"
+        )
+
+    def _with_end_tokens(self, params: SamplingParams) -> SamplingParams:
+        wanted = dict.fromkeys((*params.stop_token_ids, *self.spec.eos_token_ids))
+        return replace(params, stop_token_ids=tuple(wanted))
+
+
+def engine_settings(model: str, tp: int | None, **settings: Any) -> EngineConfig:
+    """Settings of a run on `model`: any field of EngineConfig, dtype as text too. `tp` None takes
+    the launcher's ranks, else 1. Raises ConfigError."""
+    if tp is None:
+        found = read_environment().rank
+        tp = 1 if found is None else found.world
+    dtype = settings.pop("dtype", None)
+    if isinstance(dtype, str) and not isinstance(dtype, DType):
+        try:
+            dtype = None if dtype == "auto" else DType(dtype)
+        except ValueError as error:
+            raise ConfigError(f"dtype={dtype!r} is not known; use auto or bfloat16") from error
+    settings.setdefault("load_format", "random" if is_shape(model) else "auto")
+    try:
+        return EngineConfig(model_dir=model_directory(model), tp=tp, dtype=dtype, **settings)
+    except TypeError as error:
+        raise ConfigError(f"{error}; settings are the fields of EngineConfig") from error

@@ -1,0 +1,95 @@
+"""Planning and running in turns: while a step runs, the next ones are planned, up to a depth.
+
+Depth 1 is the plain loop: plan, run, take the tokens. At depth n up to n steps are on their way at
+once; plans then stand on what is certain and leave to the ranks what only they know yet: which
+tokens were drawn. Does not know what tokens mean.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter_ns
+
+from tpinfer.engine.executor import Executor, Pending
+from tpinfer.scheduling.request import Sequence
+from tpinfer.scheduling.scheduler import Scheduled, Scheduler
+from tpinfer.worker.host_spans import HostSpans
+from tpinfer.worker.worker import StepResult
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutcome:
+    """A step whose result is known."""
+
+    scheduled: Scheduled
+    result: StepResult
+    drawn: list[tuple[Sequence, int]]
+    """Each live sequence that drew a token, in step order; -1 where it ended by an error."""
+    failure: str | None = None
+    """Why the step failed; its sequences have ended, nobody else's have."""
+
+
+class StepLoop:
+    """Steps of rank 0, in order."""
+
+    def __init__(
+        self, scheduler: Scheduler, executor: Executor, spans: HostSpans, depth: int
+    ) -> None:
+        self._scheduler = scheduler
+        self._executor = executor
+        self._spans = spans
+        self._depth = depth
+        self._in_flight: deque[tuple[Scheduled, Pending]] = deque()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a sequence is unfinished or a step on its way."""
+        return bool(self._in_flight) or self._scheduler.has_work
+
+    @property
+    def num_in_flight(self) -> int:
+        """Steps handed over whose result was not taken yet."""
+        return len(self._in_flight)
+
+    def step(self, before_plan: Callable[[], None] | None = None) -> StepOutcome | None:
+        """Keep `depth` steps on their way, then take the oldest's result. None where nothing
+        runs.
+
+        `before_plan` is called before each plan is made.
+        """
+        while len(self._in_flight) < self._depth:
+            if before_plan is not None:
+                before_plan()
+            if not self._send_next():
+                break
+        return self._take_oldest() if self._in_flight else None
+
+    def drain(self) -> list[StepOutcome]:
+        """Take the result of every step on its way."""
+        outcomes = []
+        while self._in_flight:
+            outcomes.append(self._take_oldest())
+        return outcomes
+
+    def _send_next(self) -> bool:
+        with self._spans.part("schedule"):
+            scheduled = self._scheduler.schedule(perf_counter_ns())
+        if scheduled is None:
+            return False
+        for sequence in scheduled.admitted:
+            self._spans.mark(f"tpinfer.admit request={sequence.index}")
+        pending = self._executor.submit(scheduled.records, scheduled.plan)
+        self._in_flight.append((scheduled, pending))
+        return True
+
+    def _take_oldest(self) -> StepOutcome:
+        scheduled, pending = self._in_flight.popleft()
+        result = pending.result()
+        now_ns = perf_counter_ns()
+        failure = self._executor.failure(scheduled.plan, result)
+        with self._spans.part("schedule"):
+            if failure is not None:
+                self._scheduler.fail(scheduled)
+                return StepOutcome(scheduled, result, [], failure)
+            drawn = self._scheduler.commit(scheduled, result.tokens, now_ns)
+        return StepOutcome(scheduled, result, drawn)

@@ -1,0 +1,39 @@
+"""The tokens of all rows in one static buffer on the device, so that a sampled token becomes the
+next step's input without visiting the host.
+
+Shapes: R rows, L longest sequence, N tokens of a step.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+
+class TokenBuffer:
+    """int64 [R, L]. Only what was written is ever read, so the memory is not cleared: the system
+    hands out pages on first touch."""
+
+    def __init__(self, num_rows: int, max_len: int, device: torch.device) -> None:
+        self._max_len = max_len
+        self._tokens_RL = torch.empty(num_rows, max_len, dtype=torch.int64, device=device)
+        self._flat = self._tokens_RL.view(-1)
+
+    def fill(self, row: int, token_ids: Sequence[int]) -> None:
+        """The first tokens of a new sequence."""
+        self._tokens_RL[row, : len(token_ids)] = torch.tensor(token_ids, dtype=torch.int64)
+
+    def address(self, row: int, position: int) -> int:
+        """Where a token lies in the flat buffer."""
+        return row * self._max_len + position
+
+    def read(self, addresses: torch.Tensor) -> torch.Tensor:
+        """int64 [N] tokens at int64 [N] addresses."""
+        return self._flat.index_select(0, addresses)
+
+    def write(self, addresses: torch.Tensor, token_ids: torch.Tensor) -> None:
+        """Put int64 [N] sampled tokens at int64 [N] addresses, in stream order."""
+        self._flat.index_copy_(0, addresses, token_ids)
+
+    def row(self, row: int, length: int) -> torch.Tensor:
+        """int64 [length] view: a sequence's tokens so far."""
+        return self._tokens_RL[row, :length]
