@@ -66,11 +66,12 @@ def test_two_halves_of_a_window_add_up(
 
 
 def painted(measured: list[Measurements], rank: int) -> dict[int, str]:
-    """The leaf of every nanosecond of a rank that something covers, one by one. Where two things
-    overlap, the one that began earlier keeps the time; host spans go first at a tie."""
+    """The leaf of every nanosecond of a rank that something covers, one by one. A step's ops keep
+    their time whatever the host did meanwhile; else what began earlier keeps it."""
     ledger, mine = ledgers(len(measured))[rank], measured[rank]
     everywhere = set.intersection(*({r.step_id for r in one.records} for one in measured))
-    pieces = [(span.start_ns, span.end_ns, "host") for span in mine.spans]
+    spans = [(span.start_ns, span.end_ns, "host") for span in mine.spans]
+    pieces: list[tuple[int, int, str]] = []
     for step in mine.records:
         level = CEILINGS.memory_level(ledger.step_working_set_bytes(step.aggregates))
         steps = [r for one in measured for r in one.records if r.step_id == step.step_id]
@@ -89,7 +90,8 @@ def painted(measured: list[Measurements], rank: int) -> dict[int, str]:
             last_end = end
         pieces.append((last_end, step.end_ns, "host"))
     leaves: dict[int, str] = {}
-    for start, end, leaf in sorted(pieces, key=lambda piece: piece[0]):
+    by_start = sorted(pieces, key=lambda piece: piece[0])
+    for start, end, leaf in by_start + spans:
         for moment in range(start, end):
             leaves.setdefault(moment, leaf)
     return leaves

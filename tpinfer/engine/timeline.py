@@ -141,7 +141,7 @@ def build_timeline(
 ) -> Timeline:
     """All pieces of one rank. `matched` holds the collectives of steps, by step id, where all
     ranks are known."""
-    columns = [_span_pieces(measured.spans)]
+    columns = [_outside_steps(_span_pieces(measured.spans), measured.records)]
     columns += [_step_pieces(r, classifier, matched.get(r.step_id)) for r in measured.records]
     starts, ends, leaves, parts = (np.concatenate(column) for column in zip(*columns, strict=True))
     keep = ends > starts
@@ -171,6 +171,30 @@ def _span_pieces(spans: Sequence[HostSpan]) -> Pieces:
         np.array([span.end_ns for span in spans], dtype=np.int64),
         np.full(len(spans), _HOST, dtype=np.int8),
         np.array([HOST_PARTS.index(span.part) for span in spans], dtype=np.int8),
+    )
+
+
+def _outside_steps(spans: Pieces, records: Sequence[StepRecord]) -> Pieces:
+    """The parts of host spans in which no op ran: with several steps in flight the host plans while
+    a step runs, and that time is the ops'."""
+    if not records or not len(spans[0]):
+        return spans
+    starts, ends, leaves, parts = spans
+    begun = np.array([record.ops_start_ns for record in records], dtype=np.int64)
+    ended = np.array([record.end_ns for record in records], dtype=np.int64)
+    order = np.argsort(begun)
+    far = np.iinfo(np.int64).max
+    gap_starts = np.concatenate((np.array([0]), np.maximum.accumulate(ended[order])))
+    gap_ends = np.concatenate((begun[order], np.array([far])))
+    first = np.searchsorted(gap_ends, starts, side="right")
+    counts = np.maximum(np.searchsorted(gap_starts, ends, side="left") - first, 0)
+    which = np.repeat(np.arange(len(starts)), counts)
+    gaps = first[which] + np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return (
+        np.maximum(starts[which], gap_starts[gaps]),
+        np.minimum(ends[which], gap_ends[gaps]),
+        leaves[which],
+        parts[which],
     )
 
 

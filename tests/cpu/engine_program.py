@@ -1,0 +1,174 @@
+"""Rank programs of the engine's tests: many requests through a small cache, and what is left
+behind."""
+
+import random
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+from tpinfer.launching.seat import Seat
+
+NUM_REQUESTS = 64
+
+
+def mixed_requests(count: int = NUM_REQUESTS, seed: int = 7) -> list[Any]:
+    """Short and long prompts, some with a beginning in common; greedy and sampled; 1 to 3
+    continuations."""
+    from tpinfer.config.sampling import SamplingParams
+    from tpinfer.engine.requests import GenerationRequest
+
+    draw = random.Random(seed)
+    shared = [draw.randrange(3, 1000) for _ in range(40)]
+    requests = []
+    for number in range(count):
+        prompt = [draw.randrange(3, 1000) for _ in range(draw.choice((1, 3, 17, 40, 70)))]
+        if number % 3 == 0:
+            prompt = shared[: draw.choice((16, 33, 40))] + prompt
+        params = SamplingParams(
+            temperature=0.0 if number % 2 else 0.8,
+            top_k=0 if number % 4 else 20,
+            seed=number,
+            max_tokens=draw.choice((1, 5, 20, 40)),
+            ignore_eos=bool(number % 5),
+            n=1 if number % 8 else 3,
+        )
+        requests.append(GenerationRequest(prompt, params, priority=number % 2))
+    return requests
+
+
+def _config(seat: Seat, **settings: Any) -> Any:
+    from tpinfer.config.dtypes import DType
+    from tpinfer.config.engine import EngineConfig
+    from tpinfer.embedded.locate import embedded_model
+
+    return EngineConfig(
+        model_dir=embedded_model(),
+        tp=seat.world,
+        dtype=DType.FLOAT32,
+        wait_timeout_s=60,
+        **settings,
+    )
+
+
+def _tokens(engine: Any, requests: list[Any]) -> list[list[list[int]]]:
+    """Token ids by request and continuation; checks that each one ends exactly once."""
+    tokens = [[[] for _ in range(request.params.n)] for request in requests]
+    ended: dict[tuple[int, int], int] = {}
+    for event in engine.generate(requests):
+        if event.token_id >= 0:
+            tokens[event.index][event.sample].append(event.token_id)
+        if event.finish_reason:
+            key = event.index, event.sample
+            ended[key] = ended.get(key, 0) + 1
+    wanted = {(i, k) for i, request in enumerate(requests) for k in range(request.params.n)}
+    assert ended == dict.fromkeys(wanted, 1), "each continuation has exactly one last event"
+    return tokens
+
+
+def crowd(seat: Seat, depth: int, num_blocks: int, host_blocks: int = 0) -> dict[str, Any] | None:
+    """All requests at once through a cache of few blocks, then each alone through a large one."""
+    from tpinfer.config.huggingface import read_model_spec
+    from tpinfer.embedded.locate import embedded_model
+    from tpinfer.engine.rank_engine import open_engine
+
+    spec = read_model_spec(embedded_model())
+    block_bytes = spec.num_layers * 2 * spec.head_dim * 4 * 16
+    heads_per_rank = max(1, spec.num_kv_heads // seat.world)
+    requests = mixed_requests()
+    settings: dict[str, Any] = {
+        "kv_bytes": num_blocks * block_bytes * heads_per_rank,
+        "max_num_seqs": 24,
+        "max_num_batched_tokens": 64,
+        "steps_in_flight": depth,
+        "kv_host_bytes": host_blocks * block_bytes * heads_per_rank,
+    }
+    found: dict[str, Any] = {}
+    with closing(open_engine(_config(seat, **settings), seat)) as engine:
+        if seat.rank:
+            engine.serve()
+        else:
+            found["together"] = _tokens(engine, requests)
+            engine.scheduler.check_idle()
+            found["stats"] = dict(vars_of(engine.scheduler.stats()))
+    alone = replace(seat, generation=1)
+    with closing(open_engine(_config(alone, prefix_caching=False), alone)) as engine:
+        if seat.rank:
+            engine.serve()
+            return None
+        found["alone"] = [_tokens(engine, [request])[0] for request in requests]
+    return found
+
+
+def vars_of(record: Any) -> dict[str, Any]:
+    """Fields of a slotted dataclass."""
+    return {name: getattr(record, name) for name in record.__dataclass_fields__}
+
+
+def shared_prefix(seat: Seat) -> dict[str, Any] | None:
+    """32 requests that begin with the same 512 tokens: the first alone, then the others
+    together."""
+    from tpinfer.config.sampling import SamplingParams
+    from tpinfer.engine.rank_engine import open_engine
+    from tpinfer.engine.requests import GenerationRequest
+
+    draw = random.Random(3)
+    prefix = [draw.randrange(3, 1000) for _ in range(512)]
+    params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
+    prompts = [[*prefix, *(draw.randrange(3, 1000) for _ in range(9))] for _ in range(32)]
+    requests = [GenerationRequest(prompt, params) for prompt in prompts]
+    with closing(open_engine(_config(seat, max_num_batched_tokens=512), seat)) as engine:
+        if seat.rank:
+            engine.serve()
+            return None
+        _tokens(engine, requests)
+        results = engine.results()
+        records, _ = engine._metrics.records_and_ceilings(engine._executor)
+        return {
+            "cached": [result.num_cached_tokens for result in results],
+            "tokens": sum(record.aggregates.tokens for record in records),
+            "ttft_s": [result.timing.ttft_s for result in results if result.timing],
+        }
+
+
+def fails_locally(seat: Seat, failing_rank: int, at_op: str, at_step: int) -> dict[str, Any] | None:
+    """One rank runs out of memory in one op of one step; what becomes of the requests."""
+    from tpinfer.config.sampling import SamplingParams
+    from tpinfer.engine.rank_engine import open_engine
+    from tpinfer.engine.requests import GenerationRequest
+
+    with closing(open_engine(_config(seat), seat)) as engine:
+        if seat.rank == failing_rank:
+            _break_op(engine._assembly.worker, at_op, at_step)
+        if seat.rank:
+            engine.serve()
+            return None
+        params = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
+        events = list(engine.generate([GenerationRequest([5, 6, 7], params)] * 2))
+        first = [result.outputs[0] for result in engine.results()]
+        again = list(engine.generate([GenerationRequest([5, 6, 7], params)]))
+        engine.scheduler.check_idle()
+        return {
+            "reasons": [output.finish_reason for output in first],
+            "errors": [output.error for output in first],
+            "num_events": len(events),
+            "again": [event.token_id for event in again],
+            "last": again[-1].finish_reason,
+        }
+
+
+def _break_op(worker: Any, at_op: str, at_step: int) -> None:
+    from tpinfer.layers.step_inputs import Activations, Op, StepInputs
+
+    calls = 0
+
+    def broken(op: Op) -> Op:
+        def call(acts: Activations, step: StepInputs) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == at_step:
+                raise MemoryError("no memory for this op")
+            op.call(acts, step)
+
+        return replace(op, call=call)
+
+    worker.program = [broken(op) if op.id == at_op else op for op in worker.program]

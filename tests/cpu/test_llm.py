@@ -1,0 +1,86 @@
+"""The offline API from a plain script, which starts its ranks itself, and under torchrun."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cpu.tpinfer_command import user_environment
+from tpinfer import LLM, SamplingParams
+from tpinfer.config.errors import ConfigError
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+SCRIPT = """
+import os, sys
+from tpinfer import LLM, SamplingParams
+params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+with LLM("story", tp=TP, dtype="float32", device="cpu") as llm:
+    for _ in range(2):
+        for result in llm.generate(["Once upon a time", [5, 6, 7]], params):
+            print(result.outputs[0].token_ids, flush=True)
+"""
+
+
+def test_results_come_in_order_with_texts_and_times() -> None:
+    with LLM("story", dtype="float32") as llm:
+        results = llm.generate(
+            ["Once upon a time", [5, 6, 7]], [GREEDY, SamplingParams(temperature=0.9, n=3, seed=1)]
+        )
+        assert [len(result.outputs) for result in results] == [1, 3]
+        first = results[0].outputs[0]
+        assert first.text and first.timing and first.timing.ttft_s > 0 and first.attribution
+        assert llm.generate("Once upon a time", GREEDY)[0].token_ids == first.token_ids
+        samples = [tuple(output.token_ids) for output in results[1].outputs]
+        assert len(set(samples)) > 1, "continuations differ"
+        assert llm.report is not None and llm.report.num_requests == 1
+
+
+@pytest.mark.parametrize(
+    ("prompts", "params", "message"),
+    [
+        ([], GREEDY, "there are no prompts"),
+        ([1.5], GREEDY, "prompt 0 is neither text"),
+        (["a", "b"], [GREEDY], "1 params for 2 prompts"),
+        ([[10**7]], GREEDY, "outside the vocabulary"),
+        ([[]], GREEDY, "no tokens"),
+        ("a", SamplingParams(max_tokens=10**6), "--max-model-len"),
+    ],
+)
+def test_wrong_input_is_refused_and_the_engine_goes_on(
+    prompts: object, params: object, message: str, llm: LLM
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        llm.generate(prompts, params)  # pyright: ignore[reportArgumentType]
+    assert len(llm.generate("Once", GREEDY)[0].token_ids) == 8
+
+
+@pytest.fixture(scope="module")
+def llm():
+    with LLM("story", dtype="float32") as opened:
+        yield opened
+
+
+def test_wrong_settings_name_themselves() -> None:
+    with pytest.raises(ConfigError, match="max_num_seq"):
+        LLM("story", max_num_seq=3)
+    with pytest.raises(ConfigError, match="dtype='int3'"):
+        LLM("story", dtype="int3")
+
+
+@pytest.mark.ranks
+def test_a_script_starts_its_ranks_and_torchrun_may_start_them_too(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT.replace("TP", "2"))
+    alone = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, env=user_environment(), timeout=60,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert alone.returncode == 0, alone.stderr
+    under = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         "script.py"],
+        cwd=tmp_path, env=user_environment(), timeout=60, capture_output=True, text=True,
+    )  # fmt: skip
+    assert under.returncode == 0, under.stderr
+    assert alone.stdout == under.stdout
+    assert len(alone.stdout.splitlines()) == 4
