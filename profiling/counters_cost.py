@@ -11,8 +11,8 @@ import argparse
 import statistics
 from time import perf_counter_ns
 
-from tpinfer.cli.generate_flags import SHAPE_PREFIX, model_directory
 from tpinfer.config.environment import calm_thread_pools
+from tpinfer.config.model_name import is_shape, model_directory
 
 ROUNDS, STEPS = 9, 300
 
@@ -35,10 +35,9 @@ def main() -> None:
     from tpinfer.worker.timing import run_timed
     from tpinfer.worker.worker import _record
 
-    is_shape = args.model.startswith(SHAPE_PREFIX)
     config = EngineConfig(
         model_dir=model_directory(args.model),
-        load_format="random" if is_shape else "auto",
+        load_format="random" if is_shape(args.model) else "auto",
         dtype=DType.FLOAT32,
     )
     engine = open_engine(config, Seat(0, 1, 0, 1, "cpu", "counters-cost", 0, "single"))
