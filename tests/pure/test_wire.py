@@ -14,11 +14,14 @@ import pytest
 from tpinfer.config.errors import RankError
 from tpinfer.steps import segment as segment_module
 from tpinfer.steps.segment import SHM_DIRECTORY, find_segment, segment_path
-from tpinfer.steps.wire import PROCESS_GONE, PlanReader, PlanWriter
+from tpinfer.steps.interface import PROCESS_GONE
+from tpinfer.steps.shm_reader import PlanReader
+from tpinfer.steps.shm_writer import PlanWriter
 
 ECHO = """
 import sys
-from tpinfer.steps.wire import PlanReader, PlanWriter
+from tpinfer.steps.shm_reader import PlanReader
+from tpinfer.steps.shm_writer import PlanWriter
 there, back = sys.argv[1:]
 reader = PlanReader(there, 0, 10)
 writer = PlanWriter(back, 1)
@@ -166,7 +169,7 @@ def test_a_reader_reports_its_step_and_its_failure(pair: tuple[PlanWriter, PlanR
 
 def test_a_dead_reader_is_named_before_the_time_out(run_name: str, python_path: str) -> None:
     writer = PlanWriter(run_name, 1, capacity_bytes=256, timeout_s=20.0)
-    code = "import sys; from tpinfer.steps.wire import *; PlanReader(sys.argv[1], 0, 5)"
+    code = "import sys; from tpinfer.steps.shm_reader import *; PlanReader(sys.argv[1], 0, 5)"
     reader = child(python_path, code, run_name)
     writer.wait_attached(10.0)
     reader.wait()
@@ -182,7 +185,7 @@ def test_a_dead_reader_is_named_before_the_time_out(run_name: str, python_path: 
 
 def test_a_dead_writer_is_named_after_its_last_frame(run_name: str, python_path: str) -> None:
     code = (
-        "import sys, os; from tpinfer.steps.wire import *; w = PlanWriter(sys.argv[1], 1);"
+        "import sys, os; from tpinfer.steps.shm_writer import *; w = PlanWriter(sys.argv[1], 1);"
         "w.wait_attached(10); w.send(b'last'); os._exit(0)"
     )
     writer = child(python_path, code, run_name)
