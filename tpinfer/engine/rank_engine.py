@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter_ns
 
 from tpinfer.config.engine import EngineConfig, RecordingRequest
-from tpinfer.config.errors import ConfigError
 from tpinfer.config.sampling import SamplingParams
 from tpinfer.engine.executor import Executor, follow
 from tpinfer.engine.metrics import Metrics
@@ -18,7 +17,7 @@ from tpinfer.launching.seat import Seat
 from tpinfer.scheduling.request import Sequence as Running
 from tpinfer.scheduling.scheduler import Scheduler
 from tpinfer.steps.plan import Command, SamplingRecord, SequenceRecord
-from tpinfer.steps.wire import PlanReader, PlanWriter
+from tpinfer.steps.wire import PlanReader, PlanWriter, open_plan_reader, open_plan_writer
 from tpinfer.worker.assemble import Assembly, assemble
 from tpinfer.worker.capture import Capture
 
@@ -153,18 +152,7 @@ def open_engine(config: EngineConfig, seat: Seat, progress: Progress | None = No
 
 
 def _open_wire(seat: Seat) -> PlanWriter | PlanReader | None:
-    if seat.world == 1:
-        return None
-    name = f"{seat.run_id}-g{seat.generation}-plans"
-    if seat.rank:
-        return PlanReader(name, seat.rank - 1)
-    try:
-        return PlanWriter(name, seat.world - 1)
-    except OSError as error:
-        raise ConfigError(
-            f"the step plans need about 1 MB of /dev/shm ({error.strerror}); free some there or "
-            "give the container more (--shm-size=64m)"
-        ) from error
+    return open_plan_reader(seat) if seat.rank else open_plan_writer(seat)
 
 
 def _sequence(index: int, request: GenerationRequest, accepted_ns: int) -> Running:

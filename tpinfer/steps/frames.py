@@ -11,7 +11,7 @@ from tpinfer.config.errors import RankError
 PLAN, CLOSE = 1, 2
 """From rank 0: a payload of the wire; nothing follows."""
 REPORT, STEP_FAILED, FAILED, LEFT = 3, 4, 5, 6
-"""To rank 0: see `PlanReceiver.report`, `fail_step`, `fail` and `close`."""
+"""To rank 0: see `PlanReader.report`, `fail_step`, `fail` and `close`."""
 LARGEST_PLAN_BYTES = 64 << 20
 """Of one payload; the tokens of a prompt take at most 5 bytes each."""
 

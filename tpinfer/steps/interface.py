@@ -3,9 +3,9 @@
 Readers are numbered from 0 and stand for the ranks behind rank 0: reader i is rank i + 1.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from tpinfer.config.errors import RankError
 from tpinfer.steps.plan import FORMAT_VERSION
@@ -55,66 +55,66 @@ class StepFailure:
         return self.index + 1
 
 
-class PlanSender(Protocol):
+class PlanWriter(ABC):
     """Rank 0's end."""
 
+    @abstractmethod
     def send(self, payload: bytes) -> None:
         """Hand one frame to every reader, in order; waits while one leaves no room. Raises
         RankError when a reader fails meanwhile, or the wire's time-out passes."""
-        ...
 
+    @abstractmethod
     def wait_attached(self, timeout_s: float) -> None:
         """Return once every reader is there. Raises RankError on time-out."""
-        ...
 
+    @abstractmethod
     def failed_readers(self, check_processes: bool | None = None) -> list[ReaderFailure]:
         """Readers that cannot go on, and readers that are gone. Cheap enough for every step."""
-        ...
 
+    @abstractmethod
     def failed_steps(self) -> list[StepFailure]:
         """Steps that readers could not do and that no earlier call has told. Cheap enough for
         every step."""
-        ...
 
+    @abstractmethod
     def reader_progress(self) -> list[tuple[int, int]]:
         """Last `(generation, step)` that each reader reported; (0, 0) before."""
-        ...
 
+    @abstractmethod
     def close(self) -> None:
         """Tell readers that nothing follows and let go of everything. May be called twice."""
-        ...
 
 
-class PlanReceiver(Protocol):
+class PlanReader(ABC):
     """The end of any other rank."""
 
+    @abstractmethod
     def receive(
         self, timeout_s: float | None = None, poll: Callable[[], None] | None = None
     ) -> bytes:
         """The next frame, in order. `poll` runs every ms of waiting and may raise. Raises RankError
         on time-out, and when rank 0 has closed or is gone and all was read."""
-        ...
 
+    @abstractmethod
     def report(self, generation: int, step: int) -> None:
         """Say which step this rank has finished. A later generation takes back what `fail_step`
         said and rank 0 has not heard yet: it was about a group that is gone."""
-        ...
 
+    @abstractmethod
     def fail_step(self, step_id: int, code: int, message: str) -> None:
         """Say that this rank could not do a step but lives on.
 
         Call it before the step's last collective: once rank 0 is through that, it has only to look.
         `code` must be positive.
         """
-        ...
 
+    @abstractmethod
     def fail(self, message: str, code: int = 2) -> None:
         """Say that this rank cannot go on. `code` must be positive."""
-        ...
 
+    @abstractmethod
     def close(self) -> None:
         """Let go of everything. May be called twice."""
-        ...
 
 
 def check_code(code: int) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tpinfer.config.errors import RankError
 from tpinfer.steps import slots
-from tpinfer.steps.interface import check_format_version, closed_here
+from tpinfer.steps.interface import PlanReader, check_format_version, closed_here
 from tpinfer.steps.liveness import is_running, process_start_ticks
 from tpinfer.steps.segment import Idler, Segment, find_segment, segment_path
 from tpinfer.steps.slots import (
@@ -19,7 +19,7 @@ from tpinfer.steps.slots import (
 )
 
 
-class PlanReader:
+class ShmPlanReader(PlanReader):
     """The receiving end, one per rank other than the writer's."""
 
     def __init__(self, name: str, index: int, timeout_s: float | None = 60.0) -> None:
@@ -98,7 +98,7 @@ class PlanReader:
             raise RankError(f"rank 0 (process {self._writer[0]}) has ended; its own error says why")
 
     def report(self, generation: int, step: int) -> None:
-        """Say which step this rank has finished; `PlanWriter.reader_progress` shows it."""
+        """Say which step this rank has finished; `reader_progress` shows it."""
         words = self._mapped().words
         words[self._slot + slots.GENERATION] = generation
         words[self._slot + slots.STEP] = step

@@ -18,6 +18,7 @@ from tpinfer.config.errors import RankError
 from tpinfer.steps import slots
 from tpinfer.steps.interface import (
     PROCESS_GONE,
+    PlanWriter,
     ReaderFailure,
     StepFailure,
     closed_here,
@@ -37,7 +38,7 @@ from tpinfer.steps.slots import (
 _PROCESS_CHECK_NS = 100_000_000
 
 
-class PlanWriter:
+class ShmPlanWriter(PlanWriter):
     """The sending end. Makes the segment; unlinks its name as soon as every reader has attached."""
 
     def __init__(

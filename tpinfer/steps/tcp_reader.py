@@ -25,6 +25,7 @@ from tpinfer.steps.handshake import ANSWER_BYTES, CHALLENGE_BYTES, Claim, WireRu
 from tpinfer.steps.interface import (
     LARGEST_MESSAGE_BYTES,
     LARGEST_STEP_MESSAGE_BYTES,
+    PlanReader,
     check_code,
     closed_here,
     cut,
@@ -38,7 +39,7 @@ _RECEIVE_BYTES = 1 << 18
 _MOST_UNSENT_BYTES = 1 << 16
 
 
-class TcpPlanReader:
+class TcpPlanReader(PlanReader):
     """One per rank that is not on rank 0's host."""
 
     def __init__(

@@ -13,7 +13,7 @@ from tpinfer.config.errors import RankError
 from tpinfer.steps.admission import Admission
 from tpinfer.steps.frames import CLOSE, LARGEST_PLAN_BYTES, PLAN, frame
 from tpinfer.steps.handshake import WireRun
-from tpinfer.steps.interface import ReaderFailure, StepFailure, closed_here
+from tpinfer.steps.interface import PlanWriter, ReaderFailure, StepFailure, closed_here
 from tpinfer.steps.peer import Peer
 from tpinfer.steps.sockets import end_sending
 
@@ -21,7 +21,7 @@ _WAIT_MS = 50
 _CLOSE_S = 1.0
 
 
-class TcpPlanWriter:
+class TcpPlanWriter(PlanWriter):
     """Listens until every rank has attached, and not a moment longer."""
 
     def __init__(

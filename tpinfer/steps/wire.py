@@ -13,9 +13,9 @@ from tpinfer.config.environment import Environment, read_environment
 from tpinfer.config.errors import ConfigError
 from tpinfer.config.meeting import find_meeting_point
 from tpinfer.steps.handshake import WireRun
-from tpinfer.steps.interface import PlanReceiver, PlanSender, ReaderFailure, StepFailure
-from tpinfer.steps.shm_reader import PlanReader
-from tpinfer.steps.shm_writer import PlanWriter
+from tpinfer.steps.interface import PlanReader, PlanWriter, ReaderFailure, StepFailure
+from tpinfer.steps.shm_reader import ShmPlanReader
+from tpinfer.steps.shm_writer import ShmPlanWriter
 from tpinfer.steps.tcp_reader import TcpPlanReader
 from tpinfer.steps.tcp_writer import TcpPlanWriter
 
@@ -54,10 +54,10 @@ class Place(Protocol):
         ...
 
 
-class PlanFanout:
+class PlanFanout(PlanWriter):
     """One writer to the ranks of this host and one to those of others, as if they were one."""
 
-    def __init__(self, local: PlanSender, remote: PlanSender) -> None:
+    def __init__(self, local: PlanWriter, remote: PlanWriter) -> None:
         """`local` has the readers with the lower numbers."""
         self._local = local
         self._remote = remote
@@ -94,7 +94,7 @@ class PlanFanout:
 
 def open_plan_writer(
     place: Place, timeout_s: float = 300.0, environment: Environment | None = None
-) -> PlanSender | None:
+) -> PlanWriter | None:
     """Rank 0's end; None for a lone rank. Returns once all ranks of other hosts are there.
 
     `timeout_s` bounds that wait and later ones; `environment` (by default this process's) says
@@ -104,7 +104,7 @@ def open_plan_writer(
     if place.world == 1:
         return None
     with contextlib.ExitStack() as opened:
-        writers: list[PlanSender] = []
+        writers: list[PlanWriter] = []
         if place.local_world > 1:
             local = _open_segment(wire_name(place), place.local_world - 1, timeout_s)
             opened.callback(local.close)
@@ -123,14 +123,14 @@ def open_plan_writer(
 
 def open_plan_reader(
     place: Place, timeout_s: float = 60.0, environment: Environment | None = None
-) -> PlanReceiver:
+) -> PlanReader:
     """The end of a rank other than 0. `timeout_s` bounds the wait for rank 0 to open its own.
 
     Raises ConfigError for what is missing, RankError when rank 0 does not come or refuses.
     """
     name = wire_name(place)
     if place.rank == place.local_rank:
-        return PlanReader(name, place.rank - 1, timeout_s)
+        return ShmPlanReader(name, place.rank - 1, timeout_s)
     point = find_meeting_point(environment or read_environment())
     run = WireRun(name, place.world, point.token)
     return TcpPlanReader(point.address, point.port, run, place.rank, timeout_s)
@@ -141,9 +141,9 @@ def wire_name(place: Place) -> str:
     return f"{place.run_id}-g{place.generation}-plans"
 
 
-def _open_segment(name: str, num_readers: int, timeout_s: float) -> PlanWriter:
+def _open_segment(name: str, num_readers: int, timeout_s: float) -> ShmPlanWriter:
     try:
-        return PlanWriter(name, num_readers, timeout_s=timeout_s)
+        return ShmPlanWriter(name, num_readers, timeout_s=timeout_s)
     except OSError as error:
         raise ConfigError(
             f"the step plans need about 1 MB of /dev/shm ({error.strerror}); free some there or "
