@@ -76,14 +76,25 @@ class ShmPlanWriter(PlanWriter):
         self._segment: Segment | None = Segment.create(
             self._path, 8 * slot_of(num_readers), self._ring_bytes, header
         )
-        first, end = slot_of(0) + slots.NUM_FAILED, slot_of(num_readers)
-        self._num_failed = self._segment.words[first : end : slots.SLOT_WORDS]
+        self._errors = self._in_every_slot(slots.ERROR)
+        self._num_failed = self._in_every_slot(slots.NUM_FAILED)
         self._num_told = [0] * num_readers
 
     def _mapped(self) -> Segment:
         if self._segment is None:
             raise closed_here()
         return self._segment
+
+    def _in_every_slot(self, word: int) -> memoryview:
+        """One word of each slot, so that all can be read at once."""
+        first, end = slot_of(0) + word, slot_of(self.num_readers)
+        return self._mapped().words[first : end : slots.SLOT_WORDS]
+
+    def _read_all(self, view: memoryview) -> list[int]:
+        segment = self._mapped()
+        if not segment.keeps_order:
+            segment.load(slots.HEAD)  # whatever was stored before is visible from here on
+        return view.tolist()
 
     def send(self, payload: bytes) -> None:
         """Append one frame; waits while the slowest reader leaves no room.
@@ -156,6 +167,8 @@ class ShmPlanWriter(PlanWriter):
             check_processes = now_ns - self._processes_checked_ns > _PROCESS_CHECK_NS
         if check_processes:
             self._processes_checked_ns = now_ns
+        elif not any(self._read_all(self._errors)):
+            return []
         failures = []
         for index in range(self.num_readers):
             failure = read_failure(segment, index)
@@ -174,10 +187,7 @@ class ShmPlanWriter(PlanWriter):
 
     def failed_steps(self) -> list[StepFailure]:
         """Steps that readers could not do, in slot order; each is told once."""
-        segment = self._mapped()
-        if not segment.keeps_order:
-            segment.load(slots.HEAD)  # whatever was stored before is visible from here on
-        counts = self._num_failed.tolist()
+        segment, counts = self._mapped(), self._read_all(self._num_failed)
         if counts == self._num_told:
             return []
         told, self._num_told = self._num_told, counts
@@ -204,6 +214,7 @@ class ShmPlanWriter(PlanWriter):
         if self._segment is not None:
             self._segment.store(slots.CLOSED, 1)
             self._unlink()
+            self._errors.release()
             self._num_failed.release()
             self._segment.close()
             self._segment = None
