@@ -7,7 +7,7 @@ mpirun, or a Slurm step. A process that none of them started has no `rank`.
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -65,6 +65,12 @@ class Environment:
     """Name of the pytest-xdist worker, such as `gw0`; keeps parallel tests' files apart."""
     visible_gpus: tuple[str, ...] | None
     """CUDA_VISIBLE_DEVICES: indices or UUIDs; None where it is unset."""
+    plan_port: int | None
+    """TPINFER_PLAN_PORT: where rank 0 listens for ranks of other hosts."""
+    token: str | None = field(repr=False)
+    """TPINFER_TOKEN: the secret that ranks of several hosts share."""
+    token_file: Path | None
+    """TPINFER_TOKEN_FILE: a file that holds it instead."""
 
 
 SPIN_COUNT = "2000"
@@ -89,6 +95,9 @@ def read_environment(environ: Mapping[str, str] | None = None) -> Environment:
         omp_num_threads=_optional_count(found, "OMP_NUM_THREADS"),
         test_worker=found.get("PYTEST_XDIST_WORKER") or None,
         visible_gpus=None if gpus is None else tuple(filter(None, listed)),
+        plan_port=_optional_integer(found, "TPINFER_PLAN_PORT"),
+        token=found.get("TPINFER_TOKEN") or None,
+        token_file=_path(found, "TPINFER_TOKEN_FILE"),
     )
 
 
@@ -143,7 +152,7 @@ def _torchrun_rank(found: Mapping[str, str]) -> RankEnvironment:
         job_id=found.get("TORCHELASTIC_RUN_ID", ""),
         restart_count=_integer(found, "TORCHELASTIC_RESTART_COUNT", 0),
         master_addr=found.get("MASTER_ADDR"),
-        master_port=_integer(found, "MASTER_PORT") if "MASTER_PORT" in found else None,
+        master_port=_optional_integer(found, "MASTER_PORT"),
     )
 
 
@@ -151,7 +160,17 @@ def _mpi_rank(
     found: Mapping[str, str], job_id: str, prefix: str, names: tuple[str, str, str, str]
 ) -> RankEnvironment:
     rank, world, local_rank, local_world = (_integer(found, prefix + name) for name in names)
-    return RankEnvironment("mpirun", rank, world, local_rank, local_world, job_id)
+    return RankEnvironment(
+        "mpirun",
+        rank,
+        world,
+        local_rank,
+        local_world,
+        job_id,
+        0,
+        found.get("MASTER_ADDR"),
+        _optional_integer(found, "MASTER_PORT"),
+    )
 
 
 def _slurm_rank(found: Mapping[str, str]) -> RankEnvironment:
@@ -172,6 +191,8 @@ def _slurm_rank(found: Mapping[str, str]) -> RankEnvironment:
         local_world=per_node[node],
         job_id=f"{found.get('SLURM_JOB_ID', '')}.{found.get('SLURM_STEP_ID', '')}",
         restart_count=_integer(found, "SLURM_RESTART_COUNT", 0),
+        master_addr=found.get("MASTER_ADDR"),
+        master_port=_optional_integer(found, "MASTER_PORT"),
     )
 
 
@@ -198,6 +219,10 @@ def _integer(found: Mapping[str, str], name: str, default: int | None = None) ->
         raise ConfigError(
             f"{name}={text!r} is not a whole number; let the launcher set it"
         ) from None
+
+
+def _optional_integer(found: Mapping[str, str], name: str) -> int | None:
+    return _integer(found, name) if found.get(name) else None
 
 
 def _optional_count(found: Mapping[str, str], name: str) -> int | None:

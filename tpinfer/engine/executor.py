@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 
 from tpinfer.steps.plan import Command, Message, SequenceRecord, StepPlan, decode, encode
-from tpinfer.steps.wire import PlanReader, PlanWriter
+from tpinfer.steps.interface import PlanReader, PlanWriter
 from tpinfer.worker.worker import StepResult, Worker
 
 CommandCall = Callable[[Command], None]

@@ -22,7 +22,8 @@ from tpinfer.scheduling.request import Sequence as Running
 from tpinfer.scheduling.scheduler import Scheduler
 from tpinfer.steps.plan import Command
 from tpinfer.steps.sampling_record import sampling_record
-from tpinfer.steps.wire import PlanReader, PlanWriter
+from tpinfer.steps.interface import PlanReader, PlanWriter
+from tpinfer.steps.wire import open_plan_reader, open_plan_writer
 from tpinfer.worker.assemble import Assembly, assemble
 from tpinfer.worker.capture import Capture
 
@@ -240,26 +241,12 @@ def open_engine(
     """
     assembly = assemble(config, seat, progress or (lambda text: None))
     try:
-        return Engine(assembly, _open_wire(seat), tokenizer)
+        wire = open_plan_reader(seat) if seat.rank else open_plan_writer(seat)
+        return Engine(assembly, wire, tokenizer)
     except BaseException:
         assembly.group.abort()
         assembly.group.close()
         raise
-
-
-def _open_wire(seat: Seat) -> PlanWriter | PlanReader | None:
-    if seat.world == 1:
-        return None
-    name = f"{seat.run_id}-g{seat.generation}-plans"
-    if seat.rank:
-        return PlanReader(name, seat.rank - 1)
-    try:
-        return PlanWriter(name, seat.world - 1)
-    except OSError as error:
-        raise ConfigError(
-            f"the step plans need about 1 MB of /dev/shm ({error.strerror}); free some there or "
-            "give the container more (--shm-size=64m)"
-        ) from error
 
 
 def _sequence(

@@ -86,6 +86,11 @@ class Segment:
             os.close(descriptor)
         return segment
 
+    @property
+    def keeps_order(self) -> bool:
+        """Whether plain loads of words see what was stored before them; otherwise `load` does."""
+        return self._lock is None
+
     def load(self, index: int) -> int:
         """Word `index`; everything written before it was stored is visible afterwards."""
         if self._lock is None:
