@@ -13,8 +13,8 @@ from time import perf_counter_ns
 from tpinfer.bench.workload import random_prompts
 from tpinfer.config.sampling import SamplingParams
 from tpinfer.engine.attribution import Attribution
-from tpinfer.engine.rank_engine import Engine
 from tpinfer.engine.metrics import RunReport
+from tpinfer.engine.rank_engine import Engine
 from tpinfer.engine.requests import GenerationRequest, Timing
 
 PERCENTILES = (10, 25, 50, 75, 90, 99)

@@ -110,7 +110,7 @@ class Engine:
         if self._wire is not None:
             self._executor.close()
             self._wire = None
-        self._assembly.group.close()
+        self._assembly.close()
 
     def _step(self, params: dict[int, SamplingParams]) -> list[TokenEvent]:
         if self._recording is not None:
@@ -147,8 +147,8 @@ def open_engine(config: EngineConfig, seat: Seat, progress: Progress | None = No
     try:
         return Engine(assembly, _open_wire(seat))
     except BaseException:
-        assembly.group.abort()
-        assembly.group.close()
+        assembly.abort()
+        assembly.close()
         raise
 
 

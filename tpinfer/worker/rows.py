@@ -11,6 +11,7 @@ from tpinfer.attention.interface import SequenceSpan
 from tpinfer.attention.paged_kv import BlockTable, KeyRange, key_range
 from tpinfer.costs.ops import StepAggregates, aggregate
 from tpinfer.layers.step_inputs import SamplingRow, StepInputs
+from tpinfer.sharding.kv_layout import KVLayout
 from tpinfer.steps.plan import SamplingRecord, SequenceRecord, StepPlan
 
 
@@ -39,14 +40,14 @@ class RowStore:
 
     def __init__(
         self,
-        block_size: int,
+        layout: KVLayout,
         window: int | None,
         all_layers_slide: bool,
         rotary: RotaryTable,
         device: torch.device,
     ) -> None:
         self.rows: dict[int, Row] = {}
-        self._block_size = block_size
+        self._layout = layout
         self._window = window
         self._all_layers_slide = all_layers_slide
         self._rotary = rotary
@@ -91,7 +92,7 @@ class RowStore:
             spans.append(self._span(row, len(tokens), start, stop))
             tokens += row.token_ids[start:stop]
             positions += range(start, stop)
-            slots += row.table.slots(start, stop, self._block_size)
+            slots += row.table.slots(start, stop, self._layout)
             if num_samples:
                 logit_rows.append(len(tokens) - 1)
                 sampling.append(_sampling(row.record.sampling, stop))
@@ -138,7 +139,7 @@ class RowStore:
         return SequenceSpan(first_token, stop - start, stop, keys, window_keys)
 
     def _keys(self, row: Row, start: int, stop: int) -> KeyRange:
-        return key_range(row.table, start, stop, self._block_size, self._device)
+        return key_range(row.table, start, stop, self._layout)
 
 
 def _sampling(record: SamplingRecord, position: int) -> SamplingRow:
