@@ -7,6 +7,8 @@ import torch
 from tpinfer.attention.interface import HeadLayout, SequenceSpan
 from tpinfer.attention.paged_kv import BlockTable, PagedKV, key_range
 from tpinfer.attention.reference import bind_attention
+from tpinfer.config.dtypes import DType
+from tpinfer.sharding.kv_layout import KVLayout
 
 BLOCK = 4
 CPU = torch.device("cpu")
@@ -47,38 +49,41 @@ def test_matches_the_definition(
 ) -> None:  # fmt: skip
     torch.manual_seed(context)
     head_dim = 8
-    cache = PagedKV(1, num_kv_heads, head_dim, 6, BLOCK, torch.float32, CPU)
-    cache.kv_L2KSD.fill_(float("nan"))  # whoever reads an unwritten slot shows it
+    layout = KVLayout(BLOCK, 6)
+    cache = PagedKV(1, num_kv_heads, head_dim, layout, DType.FLOAT32, CPU)
+    cache.values_L2KSD.fill_(float("nan"))  # whoever reads an unwritten slot shows it
     table = BlockTable(list(blocks))
     keys, values = torch.randn(2, context, num_kv_heads, head_dim)
-    slots = torch.tensor(table.slots(0, context, BLOCK))
-    cache.layer(0)[0].index_copy_(1, slots, keys.transpose(0, 1))
-    cache.layer(0)[1].index_copy_(1, slots, values.transpose(0, 1))
+    slots = torch.tensor(table.slots(0, context, layout))
+    cache.layer(0).write(slots, torch.stack((keys, values), 1))
     first = context - num_tokens
     window_start = 0 if window is None else max(0, first - window + 1)
     span = SequenceSpan(
         first_token=0,
         num_tokens=num_tokens,
         context_len=context,
-        keys=key_range(table, 0, context, BLOCK, CPU),
-        window_keys=None if window is None else key_range(table, window_start, context, BLOCK, CPU),
+        keys=key_range(table, 0, context, layout),
+        window_keys=None if window is None else key_range(table, window_start, context, layout),
     )
     query = torch.randn(num_tokens, num_heads, head_dim)
-    layout = HeadLayout(num_heads, num_kv_heads, group, offset)
-    found = bind_attention(layout, head_dim, window)(query, cache.layer(0), [span])
+    heads = HeadLayout(num_heads, num_kv_heads, group, offset)
+    found = bind_attention(heads, head_dim, window)(query, cache.layer(0), [span])
     expected = oracle(query, keys, values, offset, group, window)
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_adjoining_blocks_are_read_without_a_copy() -> None:
-    cache = PagedKV(1, 2, 8, 6, BLOCK, torch.float32, CPU)
-    found = key_range(BlockTable([2, 3, 4]), 1, 11, BLOCK, CPU)
-    view = found.read(cache.layer(0))
-    assert view.untyped_storage().data_ptr() == cache.kv_L2KSD.untyped_storage().data_ptr()
-    assert found.first_slot == 9
+    layout = KVLayout(BLOCK, 6)
+    cache = PagedKV(1, 2, 8, layout, DType.FLOAT32, CPU)
+    found = key_range(BlockTable([2, 3, 4]), 1, 11, layout)
+    view = found.gather(cache.layer(0).values_2KSD)
+    assert view.untyped_storage().data_ptr() == cache.values_L2KSD.untyped_storage().data_ptr()
+    assert cache.layer(0).read(found, torch.float32).data_ptr() == view.data_ptr()
+    assert found.runs == ((9, 10),)
 
 
 def test_dropped_blocks_shift_the_table() -> None:
     table = BlockTable([7, 8, 9])
     table.drop(1)
-    assert table.blocks == [8, 9] and table.slots(4, 9, BLOCK) == [32, 33, 34, 35, 36]
+    assert table.blocks == [8, 9]
+    assert table.slots(4, 9, KVLayout(BLOCK, 10)) == [32, 33, 34, 35, 36]

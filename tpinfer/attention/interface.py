@@ -1,4 +1,4 @@
-"""What an attention backend is told about a step, and the shape of the call it answers.
+"""What an attention backend is told about a step, and the shape of the calls it answers.
 
 Shapes: T tokens of the step, H local query heads, K local KV heads, S slots, D head dim.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tpinfer.attention.paged_kv import KeyRange
+from tpinfer.attention.paged_kv import KeyRange, LayerKV
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +22,13 @@ class SequenceSpan:
     context_len: int
     """Tokens it attends to at its last query token, itself included."""
     keys: KeyRange
-    """Where its whole context lies; only positions still held."""
+    """Where its whole context lies, as far as this rank holds it; only positions still held."""
     window_keys: KeyRange | None
     """The same for layers that slide: nothing before the first query token's window."""
+
+    def keys_of(self, window: int | None) -> KeyRange:
+        """What a layer with this sliding window reads."""
+        return self.keys if window is None or self.window_keys is None else self.window_keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,5 +48,13 @@ class HeadLayout:
         return self.num_heads == self.num_kv_heads * self.group_size
 
 
-AttentionCall = Callable[[torch.Tensor, torch.Tensor, Sequence[SequenceSpan]], torch.Tensor]
-"""(query [T, H, D], layer cache [2, K, S, D], spans) -> [T, H, D]."""
+AttentionCall = Callable[[torch.Tensor, LayerKV, Sequence[SequenceSpan]], torch.Tensor]
+"""(query [T, H, D], layer cache, spans) -> [T, H, D]."""
+
+PartialAttentionCall = Callable[
+    [torch.Tensor, LayerKV, Sequence[SequenceSpan]], tuple[torch.Tensor, torch.Tensor]
+]
+"""(query [T, H, D], layer cache, spans) -> (out [T, H, D], log-sum-exp float32 [T, H]) of the keys
+that this rank holds. A query that sees none of them has log-sum-exp -inf and out 0. Softmax over
+all keys is then exp(lse) out summed over the ranks, divided by exp(lse) summed (FlashAttention,
+arXiv 2205.14135, section 3.1)."""

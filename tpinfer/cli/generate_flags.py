@@ -8,6 +8,7 @@ from typing import get_args
 from tpinfer.config.dtypes import DType
 from tpinfer.config.engine import COMPUTE_DTYPES, CollectiveName, EngineConfig, RecordingRequest
 from tpinfer.config.errors import ConfigError
+from tpinfer.config.kv_cache import KVCacheDTypeName, KVLayoutName
 from tpinfer.config.model import ModelSpec
 from tpinfer.config.model_name import is_shape, model_directory
 from tpinfer.config.topology_reader import load_topology
@@ -171,6 +172,19 @@ def memory_flags(group: argparse._ArgumentGroup) -> None:
         "--kv-bytes", metavar="SIZE", help="KV cache per rank, such as 2GB or a count of bytes"
     )
     group.add_argument(
+        "--kv-host-bytes", metavar="SIZE", default="0",
+        help="host memory per rank for KV blocks moved out of the cache (0)",
+    )  # fmt: skip
+    group.add_argument(
+        "--kv-layout", choices=get_args(KVLayoutName), default="auto",
+        help="auto: ranks that read the same KV head share its blocks out; replicated: each "
+             "stores it whole",
+    )  # fmt: skip
+    group.add_argument(
+        "--kv-cache-dtype", choices=get_args(KVCacheDTypeName), default="auto",
+        help="store keys and values in this; auto: what is computed in",
+    )  # fmt: skip
+    group.add_argument(
         "--block-size", type=int, default=16, metavar="N", help="tokens per KV block (16)"
     )
     group.add_argument(
@@ -246,7 +260,7 @@ def check_placement(config: EngineConfig, spec: ModelSpec) -> None:
     """Refuse, before the work, a model that cannot be cut over the ranks or a topology without
     places and paths for them. Raises ConfigError."""
     topology = load_topology(config.topology) if config.topology else None
-    partition_model(spec, config.tp, topology.shares if topology else None)
+    partition_model(spec, config.tp, topology.shares if topology else None, config.kv_layout)
     if topology is not None:
         for rank in range(config.tp):
             topology.ceilings_of_rank(rank, config.tp)
@@ -262,6 +276,9 @@ def engine_config(args: argparse.Namespace, tp: int) -> EngineConfig:
         max_model_len=args.max_model_len,
         memory_utilization=args.memory_utilization,
         kv_bytes=_bytes(args.kv_bytes),
+        kv_host_bytes=_bytes(args.kv_host_bytes) or 0,
+        kv_layout=args.kv_layout,
+        kv_cache_dtype=args.kv_cache_dtype,
         block_size=args.block_size,
         max_num_seqs=args.max_num_seqs,
         max_num_batched_tokens=args.max_num_batched_tokens,

@@ -40,6 +40,9 @@ class GatheredGroup(Group):
             out[start : start + count] = everyone[source, first : first + count]
             start += count
 
+    def all_to_all(self, out: torch.Tensor, t: torch.Tensor) -> None:
+        out.copy_(self._gathered(t)[:, self.rank])
+
     def broadcast(self, t: torch.Tensor, src: int) -> None:
         check_peer(src, self.size, None)
         t.copy_(self._gathered(t)[src])

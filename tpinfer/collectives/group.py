@@ -69,6 +69,11 @@ class Group(ABC):
         Rows run along dim 0 and lie in rank order in both tensors; their other dims agree.
         """
 
+    def all_to_all(self, out: torch.Tensor, t: torch.Tensor) -> None:
+        """out[r] <- rank r's t[rank]; both contiguous, of one dtype and shape [size, ...]."""
+        rows = [1] * self.size
+        self.all_to_all_v(out, t, rows, rows)
+
     @abstractmethod
     def broadcast(self, t: torch.Tensor, src: int) -> None:
         """t <- rank src's t, in place."""

@@ -8,12 +8,15 @@ from tpinfer.config.errors import RankError
 
 
 class MpiGroup(GatheredGroup):
-    """MPI_COMM_WORLD over CPU tensors. MPI has no 16-bit floats: they are added as float32."""
+    """MPI_COMM_WORLD, or a part of it, over CPU tensors. MPI has no 16-bit floats: they are added
+    as float32."""
 
     name = "mpi"
 
-    def __init__(self, rank: int, size: int) -> None:
-        """Raises RankError without mpi4py, or when MPI counts other ranks than the launcher."""
+    def __init__(self, rank: int, size: int, part: int | None = None) -> None:
+        """`part` is the same number on the ranks of one part, which all ranks of the run open at
+        once; None is all ranks. Raises RankError without mpi4py, or when MPI counts other ranks
+        than the launcher."""
         super().__init__(rank, size)
         try:
             from mpi4py import MPI  # pyright: ignore[reportMissingImports]
@@ -22,7 +25,7 @@ class MpiGroup(GatheredGroup):
                 f"--collective mpi needs mpi4py and an MPI library ({error}); pip install "
                 "'tpinfer[mpi]'"
             ) from error
-        self._comm = MPI.COMM_WORLD
+        self._comm = MPI.COMM_WORLD if part is None else MPI.COMM_WORLD.Split(part, rank)
         self._in_place = MPI.IN_PLACE
         if (self._comm.Get_rank(), self._comm.Get_size()) != (rank, size):
             raise RankError(
@@ -42,6 +45,10 @@ class MpiGroup(GatheredGroup):
     def all_gather(self, out: torch.Tensor, tensor: torch.Tensor) -> None:
         source = tensor.contiguous().view(-1).view(torch.uint8).numpy()
         self._comm.Allgather(source, out.view(-1).view(torch.uint8).numpy())
+
+    def all_to_all(self, out: torch.Tensor, t: torch.Tensor) -> None:
+        source = t.view(-1).view(torch.uint8).numpy()
+        self._comm.Alltoall(source, out.view(-1).view(torch.uint8).numpy())
 
     def send(self, tensor: torch.Tensor, to: int) -> None:
         self._comm.Send(tensor.contiguous().view(-1).view(torch.uint8).numpy(), to)

@@ -76,6 +76,42 @@ def open_group(
     return group, choice
 
 
+def open_part(
+    whole: Group, choice: CollectiveChoice, seat: Seat, ranks: range, device: torch.device,
+    timeout_s: float, num_cores: int,
+) -> Group:  # fmt: skip
+    """Connect `ranks`, this one among them, by the backend that connects all. Every rank of the run
+    calls it at once, each with the ranks of its own part; a part is adjoining ranks. Raises
+    RankError."""
+    place, size = seat.rank - ranks.start, len(ranks)
+    if choice.name == "mpi":
+        return MpiGroup(place, size, ranks.start)
+    if choice.name == "shared_memory":
+        name = f"{seat.run_id}-g{seat.generation}-part{ranks.start}"
+        native = False if choice.variant == "python" else None
+        # A part spins only where the whole may: its ranks share their cores with the other parts.
+        cores = num_cores if seat.local_world <= num_cores else 0
+        return open_shared_memory(name, place, size, timeout_s, cores, native)
+    from tpinfer.collectives.torch_groups import open_gloo, open_nccl
+
+    directory = _meeting_root(seat) / f"g{seat.generation}" / f"part{ranks.start}"
+    if seat.rank == 0:
+        _meeting_place(seat)
+    whole.barrier()
+    directory.mkdir(mode=0o700, exist_ok=True)
+    if choice.name == "gloo":
+        part = open_gloo(directory, place, size, timeout_s)
+    else:
+        part = open_nccl(directory, place, size, device, timeout_s)
+    part.barrier()
+    whole.barrier()
+    if seat.rank == 0:
+        shutil.rmtree(directory.parent, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _meeting_root(seat).rmdir()
+    return part
+
+
 def _open(
     choice: CollectiveChoice, seat: Seat, device: torch.device, timeout_s: float, num_cores: int
 ) -> Group:

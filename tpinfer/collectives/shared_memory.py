@@ -125,9 +125,20 @@ class SharedMemoryGroup(Group):
         # As many rounds as the largest piece of any rank takes, which no rank knows alone.
         largest = torch.empty(self.size, 1, dtype=torch.int64)
         self.all_gather(largest, torch.tensor([max(in_bytes)]))
-        piece_bytes = self._segment.layout.slot_bytes // self.size // 64 * 64
-        num_rounds = -(-int(largest.max()) // piece_bytes)
+        num_rounds = self._num_rounds(int(largest.max()))
         self._open_ring().all_to_all_v(out, t, out_bytes, in_bytes, num_rounds)
+
+    def all_to_all(self, out: torch.Tensor, t: torch.Tensor) -> None:
+        rows = [1] * self.size
+        check_all_to_all(_on_cpu(out), _on_cpu(t), rows, rows, self.size)
+        if t.numel():  # the pieces are equal, so no rank needs to ask for the others' sizes
+            pieces = [t[0].nbytes] * self.size
+            self._open_ring().all_to_all_v(out, t, pieces, pieces, self._num_rounds(pieces[0]))
+
+    def _num_rounds(self, largest_bytes: int) -> int:
+        """Rounds of an all-to-all whose largest piece has so many bytes."""
+        piece_bytes = self._segment.layout.slot_bytes // self.size // 64 * 64
+        return -(-largest_bytes // piece_bytes)
 
     def broadcast(self, t: torch.Tensor, src: int) -> None:
         check_peer(src, self.size, None)

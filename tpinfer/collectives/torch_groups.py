@@ -32,6 +32,9 @@ class TorchGroup(GatheredGroup):
         parts = list(out.unbind(0))
         self._wait(self._group.allgather([parts], [tensor.contiguous()]))
 
+    def all_to_all(self, out: torch.Tensor, t: torch.Tensor) -> None:
+        self._wait(self._group.alltoall_base(out, t, [], []))
+
     def broadcast(self, t: torch.Tensor, src: int) -> None:
         options = dist.BroadcastOptions()
         options.rootRank = src

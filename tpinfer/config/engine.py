@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 from tpinfer.config.dtypes import DType
 from tpinfer.config.errors import ConfigError
+from tpinfer.config.kv_cache import KVCacheDTypeName, KVLayoutName
 from tpinfer.config.model import ModelSpec
 
 LoadFormat = Literal["auto", "random"]
@@ -34,6 +35,13 @@ class EngineConfig:
     """Share of the memory free at start that weights, activations and KV may take together."""
     kv_bytes: int | None = None
     """Bytes of KV cache per rank; None takes what is left."""
+    kv_host_bytes: int = 0
+    """Host memory per rank for blocks that are moved out of the cache; 0 keeps none."""
+    kv_layout: KVLayoutName = "auto"
+    """`auto` shares the blocks of a KV head out among the ranks that read it, where the cut allows
+    it; `replicated` stores it whole on each."""
+    kv_cache_dtype: KVCacheDTypeName = "auto"
+    """What keys and values are stored in; `auto` is the compute dtype."""
     block_size: int = 16
     """Tokens per KV block."""
     max_num_seqs: int = 32
@@ -63,6 +71,8 @@ class EngineConfig:
         self._require_known("load_format", get_args(LoadFormat))
         self._require_known("collective", get_args(CollectiveName))
         self._require_known("device", get_args(DeviceName))
+        self._require_known("kv_layout", get_args(KVLayoutName))
+        self._require_known("kv_cache_dtype", get_args(KVCacheDTypeName))
         if self.dtype is not None and self.dtype not in COMPUTE_DTYPES:
             allowed = ", ".join(COMPUTE_DTYPES)
             raise ConfigError(f"dtype={self.dtype} cannot be computed in; use one of {allowed}")
@@ -78,6 +88,9 @@ class EngineConfig:
             raise ConfigError(
                 f"step_budget_s={self.step_budget_s} must be above 0 seconds, such as 0.025"
             )
+        host = self.kv_host_bytes
+        if isinstance(host, bool) or not isinstance(host, int) or host < 0:
+            raise ConfigError(f"kv_host_bytes={host!r} must be a whole number of 0 or more")
         if not 0 < self.memory_utilization <= 1:
             raise ConfigError(
                 f"memory_utilization={self.memory_utilization} must be above 0 and at most 1; "

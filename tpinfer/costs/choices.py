@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 
 from tpinfer.config.dtypes import DType
 from tpinfer.config.engine import EngineConfig
+from tpinfer.config.kv_cache import has_scales, kv_cache_dtype
 from tpinfer.config.model import ModelSpec
+from tpinfer.sharding.partition import Partition
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +59,44 @@ def choose_execution(
     return ExecutionChoices(
         device_type=device_type,
         compute_dtype=dtype,
-        kv_dtype=dtype,
+        kv_dtype=kv_cache_dtype(config.kv_cache_dtype, dtype),
         num_threads=threads,
         reasons=(
             Choice(
                 "device", device, "asked for" if config.device != "auto" else "what the seat has"
             ),
             Choice("dtype", dtype.value, dtype_reason),
-            Choice("KV dtype", dtype.value, "the compute dtype"),
+            _kv_dtype_choice(config, dtype),
             Choice("attention", "reference", "plain torch over the paged cache"),
             Choice("threads", str(threads), f"{num_cores} cores over {ranks_per_host} ranks"),
         ),
     )
+
+
+def kv_layout_choice(config: EngineConfig, spec: ModelSpec, partition: Partition) -> Choice:
+    """How KV heads lie on the ranks of `partition`, and why."""
+    ranks, num_kv_heads = partition.kv_group_size, spec.num_kv_heads
+    heads = f"{num_kv_heads} KV head{'' if num_kv_heads == 1 else 's'}"
+    if ranks > 1:
+        reason = f"{partition.size} ranks are a multiple of {heads}: no key is stored twice"
+        return Choice("KV layout", f"blocks shared out over {ranks} ranks a head", reason)
+    if not partition.num_replicated_kv_heads():
+        return Choice("KV layout", "own heads per rank", f"{heads} on {partition.size} ranks")
+    if config.kv_layout == "replicated":
+        return Choice("KV layout", "replicated", "asked for")
+    if partition.size % num_kv_heads:
+        reason = f"{partition.size} ranks are no multiple of {heads}, so ranks share some"
+    else:
+        reason = f"uneven shares cut {heads} so that a rank reads two or ranks share unequally"
+    return Choice("KV layout", "replicated", reason)
+
+
+def _kv_dtype_choice(config: EngineConfig, compute_dtype: DType) -> Choice:
+    dtype = kv_cache_dtype(config.kv_cache_dtype, compute_dtype)
+    reason = "the compute dtype" if config.kv_cache_dtype == "auto" else "asked for"
+    if has_scales(dtype):
+        reason += "; a scale per token and head"
+    return Choice("KV dtype", dtype.value, reason)
 
 
 def _dtype(

@@ -2,7 +2,8 @@
 heads, columns and vocabulary.
 
 Letters: M hidden size, D head dim, H and K local query and KV heads, F local MLP columns, V
-local vocabulary rows, b bytes of a compute value, c bytes of a cache value, p ranks. A linear
+local vocabulary rows, b bytes of a compute value, c bytes of a cache value, p ranks, g ranks that
+share a KV head's blocks, W most query heads of any of those. A linear
 reads its weight once a step whatever the number of tokens: that is why decoding is bound by
 memory (arXiv 2211.05102, section 2).
 """
@@ -10,9 +11,20 @@ memory (arXiv 2211.05102, section 2).
 from dataclasses import dataclass
 
 from tpinfer.config.dtypes import DType
+from tpinfer.config.kv_cache import has_scales, kv_vector_bytes
 from tpinfer.config.model import ModelSpec
 from tpinfer.costs.ops import Formula, OpFormula, OpKind, formula
 from tpinfer.sharding.partition import Partition
+
+_PARTIAL_BYTES = 4
+"""Partial attention travels in float32."""
+_MERGE_FLOPS = 4
+"""Operations on a partial's log-sum-exp: greatest, difference, exp, sum."""
+_QUANTIZE_FLOPS = 3
+"""Operations a stored value of a scaled cache: magnitude, scaling, rounding."""
+
+SHARED_KV_OPS = ("attn.gather_q", "attn.merge")
+"""Endings of the ops in which the ranks that share a KV head wait for each other, not all ranks."""
 
 PricedOp = tuple[str, OpKind, OpFormula]
 """(op id or its ending within a layer, kind, formulas)."""
@@ -48,7 +60,7 @@ class DecoderOps:
             ("attn.norm", OpKind.NORM, self._norm("tokens")),
             ("attn.qkv", OpKind.LINEAR, self._linear(hidden, query + 2 * kv, spec.qkv_bias)),
             ("attn.rope", OpKind.ROPE, self._rope(query, kv)),
-            ("attn.core", OpKind.ATTENTION, self._attention(query, kv, slides)),
+            *self._core(query, kv, slides),
             ("attn.out", OpKind.LINEAR, self._linear(query, hidden, spec.out_bias and owns_bias)),
             *self._reduce("attn.reduce"),
             ("mlp.norm", OpKind.NORM, self._norm("tokens")),
@@ -109,28 +121,72 @@ class DecoderOps:
         once a step), keys and values written to the cache."""
         size, turned, angles = self.compute_dtype.num_bytes, query + kv, 2 * self.spec.head_dim
         per_value, weights = (7, 2 * self.spec.head_dim) if self.spec.qk_norm else (3, 0)
+        stored = 2 * kv if has_scales(self.kv_dtype) else 0
         return OpFormula(
-            flops=formula(tokens=per_value * turned),
+            flops=formula(tokens=per_value * turned + _QUANTIZE_FLOPS * stored),
             bytes_read=formula(one=weights * size, tokens=(turned + kv + angles) * size),
-            bytes_written=formula(tokens=turned * size + 2 * kv * self.kv_dtype.num_bytes),
+            bytes_written=formula(tokens=turned * size + self._cached_bytes(kv)),
         )
 
-    def _attention(self, query: int, kv: int, slides: bool) -> OpFormula:
-        """Two matmuls over the attended pairs: 4 * H * D operations a pair.
+    def _cached_bytes(self, kv: int) -> int:
+        """Cache bytes of a token's keys and values, `kv` of each."""
+        vectors = 2 * kv // self.spec.head_dim
+        return vectors * kv_vector_bytes(self.spec.head_dim, self.kv_dtype)
 
-        Causality leaves sq * sk - sq * (sq - 1) / 2 pairs of a sequence's sq * sk.
+    def _core(self, query: int, kv: int, slides: bool) -> list[PricedOp]:
+        """Attention over own keys; where ranks share a KV head, over the part of its keys that lies
+        here, between a gather of the queries and a merge of what the ranks found."""
+        size = self.compute_dtype.num_bytes
+        ranks = self.partition.kv_group_size
+        if ranks == 1:
+            priced = self._attention(query, kv, slides, 1)
+            vectors = formula(tokens=query * size)
+            priced += OpFormula(bytes_read=vectors, bytes_written=vectors)
+            return [("attn.core", OpKind.ATTENTION, priced)]
+        heads = self.partition.widest_heads(self.rank)
+        width = heads * self.spec.head_dim
+        part = heads * (self.spec.head_dim + 1) * _PARTIAL_BYTES
+        gather = OpFormula(
+            bytes_read=formula(tokens=(query + ranks * width) * size),
+            bytes_written=formula(tokens=(ranks + 1) * width * size),
+            bytes_sent=formula(tokens=(ranks - 1) * width * size),
+        )
+        everyone = sum(
+            self.partition.num_heads(rank) for rank in self.partition.kv_ranks(self.rank)
+        )
+        priced = self._attention(everyone * self.spec.head_dim, kv, slides, ranks)
+        priced += OpFormula(
+            bytes_read=formula(tokens=ranks * width * size),
+            bytes_written=formula(tokens=ranks * part),
+        )
+        # All-to-all: a rank sends each other one the heads that are its own, (g - 1) W (D + 1)
+        # float32 values a token. All-gather of the partials would send g times as much.
+        merge = OpFormula(
+            flops=formula(tokens=ranks * heads * (2 * self.spec.head_dim + _MERGE_FLOPS)),
+            bytes_read=formula(tokens=3 * ranks * part),
+            bytes_written=formula(tokens=2 * ranks * part + query * size),
+            bytes_sent=formula(tokens=(ranks - 1) * part),
+        )
+        return [
+            ("attn.gather_q", OpKind.GATHER, gather),
+            ("attn.core", OpKind.ATTENTION, priced),
+            ("attn.merge", OpKind.GATHER, merge),
+        ]
+
+    def _attention(self, query: int, kv: int, slides: bool, ranks: int) -> OpFormula:
+        """Two matmuls over the attended pairs: 4 * H * D operations a pair, and reading the keys.
+
+        Causality leaves sq * sk - sq * (sq - 1) / 2 pairs of a sequence's sq * sk. Of `ranks` that
+        share the keys each is priced at their mean: one holds up to a block a sequence more than
+        another. A scaled cache takes one more operation a value read.
         """
-        size, cached = self.compute_dtype.num_bytes, 2 * kv * self.kv_dtype.num_bytes
+        half, cached = _share(2 * query, ranks), _share(self._cached_bytes(kv), ranks)
+        scaling = _share(2 * kv, ranks) if has_scales(self.kv_dtype) else 0
         if slides:
-            flops, keys = formula(pairs_window=4 * query), formula(sk_window=cached)
-        else:
-            flops = formula(sqsk=4 * query, sqsq=-2 * query, tokens=2 * query)
-            keys = formula(sk=cached)
-        return OpFormula(
-            flops=flops,
-            bytes_read=keys + formula(tokens=query * size),
-            bytes_written=formula(tokens=query * size),
-        )
+            flops = formula(pairs_window=2 * half, sk_window=scaling)
+            return OpFormula(flops=flops, bytes_read=formula(sk_window=cached))
+        flops = formula(sqsk=2 * half, sqsq=-half, tokens=half, sk=scaling)
+        return OpFormula(flops=flops, bytes_read=formula(sk=cached))
 
     def _activation(self, columns: int) -> OpFormula:
         """silu(gate) * up: about five operations a column."""
@@ -178,3 +234,8 @@ class DecoderOps:
             bytes_sent=sent,
         )
         return [("head.gather", OpKind.GATHER, priced)]
+
+
+def _share(amount: int, ranks: int) -> float:
+    """One rank's even part, a whole number where it is one."""
+    return amount / ranks if amount % ranks else amount // ranks

@@ -7,6 +7,7 @@ are added up once, at construction.
 from functools import cached_property, reduce
 
 from tpinfer.config.dtypes import DType
+from tpinfer.config.kv_cache import kv_vector_bytes
 from tpinfer.config.model import ModelSpec
 from tpinfer.costs.decoder_ops import DecoderOps, PricedOp
 from tpinfer.costs.ops import OpCost, OpFormula, OpKind, StepAggregates
@@ -67,29 +68,37 @@ class CostLedger:
 
     @cached_property
     def kv_bytes_per_token(self) -> int:
-        """Cache bytes of one token on this rank, replicated KV heads included."""
+        """Cache bytes of one token on a rank that holds it, scales and replicated KV heads
+        included. Of `kv_group_size` ranks that share a head's blocks one holds it."""
         heads = self.partition.num_kv_heads(self.rank)
-        return self.spec.num_layers * 2 * heads * self.spec.head_dim * self.kv_dtype.num_bytes
+        vector = kv_vector_bytes(self.spec.head_dim, self.kv_dtype)
+        return self.spec.num_layers * 2 * heads * vector
 
     def activation_bytes(self, max_tokens: int, max_rows: int) -> int:
         """Upper bound of what the ops of a step hold at once.
 
         Stream, delta, norm output; qkv with its rotated copy; attention output; MLP columns;
-        logits of every rank with the gathered copy.
+        logits of every rank with the gathered copy; where ranks share a KV head, the gathered
+        queries twice and three forms of the partial attention.
         """
         spec, rank, size = self.spec, self.rank, self.compute_dtype.num_bytes
         query = self.partition.num_heads(rank) * spec.head_dim
         kv = self.partition.num_kv_heads(rank) * spec.head_dim
         columns = self.partition.mlp[rank][1] - self.partition.mlp[rank][0]
         per_token = 3 * spec.hidden_size + 2 * (query + 2 * kv) + 2 * query + 4 * columns
+        shared = self.partition.kv_group_size
+        if shared > 1:
+            values = shared * self.partition.widest_heads(rank) * (spec.head_dim + 1)
+            per_token += 2 * values + 3 * values * 4 // size
         return max_tokens * per_token * size + max_rows * spec.vocab_size * 4 * 3
 
     def step_working_set_bytes(self, aggregates: StepAggregates) -> int:
         """Bytes a step touches and the next one touches again: weights, and the context's keys
-        and values as far as each layer looks back."""
+        and values as far as each layer looks back and this rank holds them."""
         layers, sliding = self.spec.num_layers, self._num_sliding
         attended = (layers - sliding) * aggregates.sk + sliding * aggregates.sk_window
-        return self.weight_bytes_read + attended * (self.kv_bytes_per_token // layers)
+        shared = self.partition.kv_group_size
+        return self.weight_bytes_read + attended * (self.kv_bytes_per_token // layers) // shared
 
     @cached_property
     def weight_bytes_read(self) -> int:

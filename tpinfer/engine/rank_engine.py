@@ -185,7 +185,7 @@ class Engine:
         if self._wire is not None:
             self._executor.close()
             self._wire = None
-        self._assembly.group.close()
+        self._assembly.close()
 
     def _events(self, outcome: StepOutcome) -> list[TokenEvent]:
         began_ns = perf_counter_ns()
@@ -244,8 +244,8 @@ def open_engine(
         wire = open_plan_reader(seat) if seat.rank else open_plan_writer(seat)
         return Engine(assembly, wire, tokenizer)
     except BaseException:
-        assembly.group.abort()
-        assembly.group.close()
+        assembly.abort()
+        assembly.close()
         raise
 
 

@@ -10,6 +10,7 @@ from math import log, pi
 import torch
 import torch.nn.functional as F
 
+from tpinfer.attention.paged_kv import LayerKV
 from tpinfer.config.model import ModelSpec, RopeScaling
 from tpinfer.layers.step_inputs import Activations, OpCall, StepInputs
 
@@ -76,7 +77,7 @@ def _yarn_factor(scaling: RopeScaling) -> float:
 
 
 def bind_rope(
-    cache_2KSD: torch.Tensor,
+    cache: LayerKV,
     num_heads: int,
     num_kv_heads: int,
     head_norms: tuple[torch.Tensor, torch.Tensor] | None,
@@ -88,7 +89,7 @@ def bind_rope(
     head_norms: weights of the query and the key norm, each [D]. Queries and keys adjoin in qkv,
     so both are normed and rotated by the same three calls.
     """
-    head_dim = cache_2KSD.shape[-1]
+    head_dim = cache.head_dim
     num_turned = num_heads + num_kv_heads
     norm_weight = None
     if head_norms is not None:
@@ -105,6 +106,6 @@ def bind_rope(
         rolled = torch.roll(source, head_dim // 2, -1)
         torch.addcmul(source * step.cos, rolled, step.sin, out=turned)
         kv = qkv[:, num_heads * head_dim :].view(-1, 2, num_kv_heads, head_dim)
-        cache_2KSD.index_copy_(2, step.slots, kv.permute(1, 2, 0, 3))
+        cache.write(step.slots, kv)
 
     return rope

@@ -38,7 +38,8 @@ class StepInputs:
     positions: torch.Tensor
     """int64 [T]."""
     slots: torch.Tensor
-    """int64 [T]: cache slot each token's key and value are written to."""
+    """int64 [T]: cache slot each token's key and value are written to; the spare one where another
+    rank holds the token's block."""
     cos: torch.Tensor
     """compute dtype [T, 1, D]."""
     sin: torch.Tensor
@@ -65,7 +66,9 @@ class Activations:
         "hidden",
         "logits",
         "mixed",
+        "partial",
         "qkv",
+        "queries",
         "residual",
         "tokens",
     )
@@ -78,6 +81,10 @@ class Activations:
     """[T, M] normed input of the next linear; [R, M] behind the final norm."""
     qkv: torch.Tensor
     """[T, (H + 2K) * D] local queries, keys and values."""
+    queries: torch.Tensor
+    """[g, T, W * D] rotated queries of the g ranks that share a KV head, padded to W heads."""
+    partial: torch.Tensor
+    """float32 [g, T, W, D + 1] attention over this rank's keys, log-sum-exp in the last column."""
     mixed: torch.Tensor
     """[T, H * D] attention output of the local heads."""
     gate_up: torch.Tensor

@@ -6,10 +6,16 @@ from dataclasses import dataclass
 
 import torch
 
-from tpinfer.attention.interface import AttentionCall, HeadLayout
+from tpinfer.attention.interface import AttentionCall, HeadLayout, PartialAttentionCall
 from tpinfer.attention.paged_kv import PagedKV
 from tpinfer.config.model import ModelSpec
-from tpinfer.layers.attention import bind_core
+from tpinfer.layers.attention import (
+    Exchange,
+    bind_core,
+    bind_merge,
+    bind_partial_core,
+    bind_query_gather,
+)
 from tpinfer.layers.embedding import bind_embed, bind_embed_reduce, bind_head, bind_head_gather
 from tpinfer.layers.linear import bind_out, bind_qkv, bind_reduce
 from tpinfer.layers.mlp import bind_activation, bind_down, bind_gate_up
@@ -20,6 +26,18 @@ from tpinfer.sharding.partition import Partition
 
 AllReduce = Callable[[torch.Tensor], None]
 AllGather = Callable[[torch.Tensor, torch.Tensor], None]
+
+
+@dataclass(frozen=True, slots=True)
+class SharedKV:
+    """What ranks need that share a KV head without copies."""
+
+    bind_attention: Callable[[HeadLayout, int, int | None], PartialAttentionCall]
+    """The chosen backend's attention over a rank's own keys: (layout, head_dim, window) -> call."""
+    all_gather: Exchange
+    """Of those ranks: out [g, ...] <- every rank's t."""
+    all_to_all: Exchange
+    """Of those ranks: out [g, ...] <- every rank's t[own place]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +57,8 @@ class DecoderParts:
     all_gather: AllGather
     sample: OpCall
     """The program's last op: logits to tokens."""
+    shared_kv: SharedKV | None = None
+    """Where the partition's `kv_group_size` is above 1."""
 
 
 def build_decoder(parts: DecoderParts) -> list[Op]:
@@ -77,7 +97,6 @@ def _attention_ops(parts: DecoderParts, layer: int) -> list[Op]:
     if spec.qk_norm:
         norms = weights[f"{prefix}.q_norm.weight"], weights[f"{prefix}.k_norm.weight"]
     cache = parts.kv.layer(layer)
-    attend = parts.bind_attention(layout, spec.head_dim, spec.window(layer))
     ops = [
         Op(f"{prefix}.norm", _norm(parts, f"{prefix}.norm", adds_delta=layer > 0)),
         Op(
@@ -88,13 +107,32 @@ def _attention_ops(parts: DecoderParts, layer: int) -> list[Op]:
             f"{prefix}.rope",
             bind_rope(cache, layout.num_heads, layout.num_kv_heads, norms, spec.rms_norm_eps),
         ),
-        Op(f"{prefix}.core", bind_core(attend, cache, layout.num_heads)),
+        *_core_ops(parts, layer, layout),
         Op(
             f"{prefix}.out",
             bind_out(weights[f"{prefix}.out.weight"], _bias(parts, f"{prefix}.out")),
         ),
     ]
     return ops + _reduce(parts, f"{prefix}.reduce")
+
+
+def _core_ops(parts: DecoderParts, layer: int, layout: HeadLayout) -> list[Op]:
+    """Attention over own keys, or over those of all ranks that share the KV head."""
+    prefix, window = f"layers.{layer}.attn", parts.spec.window(layer)
+    head_dim, shared, cache = parts.spec.head_dim, parts.shared_kv, parts.kv.layer(layer)
+    if shared is None:
+        attend = parts.bind_attention(layout, head_dim, window)
+        return [Op(f"{prefix}.core", bind_core(attend, cache, layout.num_heads))]
+    num_ranks = parts.partition.kv_group_size
+    widest = parts.partition.widest_heads(parts.rank)
+    everyone = HeadLayout(num_ranks * widest, 1, num_ranks * widest, 0)
+    gather = bind_query_gather(shared.all_gather, num_ranks, layout.num_heads, widest, head_dim)
+    attend = shared.bind_attention(everyone, head_dim, window)
+    return [
+        Op(f"{prefix}.gather_q", gather),
+        Op(f"{prefix}.core", bind_partial_core(attend, cache, widest)),
+        Op(f"{prefix}.merge", bind_merge(shared.all_to_all, layout.num_heads)),
+    ]
 
 
 def _mlp_ops(parts: DecoderParts, layer: int) -> list[Op]:

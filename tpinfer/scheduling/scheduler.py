@@ -29,6 +29,9 @@ class SchedulerLimits:
     """Tokens of one sequence, prompt and output."""
     window: int | None = None
     """Sliding window when *every* layer slides: blocks behind it are given back; else None."""
+    kv_group_size: int = 1
+    """Ranks that share a KV head's blocks out: logical block j of a sequence is kept in a block of
+    class j mod this (`sharding.kv_layout`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class Scheduler:
 
     def __init__(self, limits: SchedulerLimits) -> None:
         self.limits = limits
-        self.pool = BlockPool(limits.num_blocks)
+        self.pool = BlockPool(limits.num_blocks, limits.kv_group_size)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self._reserved = 0  # blocks admitted sequences may still take
@@ -83,7 +86,7 @@ class Scheduler:
         admitted = []
         while self.waiting and self._free_rows:
             needed = self._blocks_needed(self.waiting[0])
-            if needed > self.pool.num_free - self._reserved:
+            if needed > self.pool.num_free - self._reserved or not self._fits_classes(needed):
                 break
             sequence = self.waiting.popleft()
             sequence.row = self._free_rows.pop()
@@ -151,6 +154,12 @@ class Scheduler:
             sequence.finish_reason = reason
         return ended
 
+    def _fits_classes(self, needed: int) -> bool:
+        """Whether every class of blocks suffices whatever the running sequences still take."""
+        group = self.limits.kv_group_size
+        taken = [needed, *map(self._blocks_needed, self.running)] if group > 1 else []
+        return sum(-(-count // group) for count in taken) <= self.limits.num_blocks // group
+
     def _blocks_needed(self, sequence: Sequence) -> int:
         """Most blocks it can hold at once."""
         size = self.limits.block_size
@@ -177,7 +186,9 @@ class Scheduler:
             wanted = 0 if sequence.blocks else self._blocks_needed(sequence)
         new_blocks: tuple[int, ...] = ()
         if wanted > 0:
-            new_blocks = self.pool.take(wanted, sequence.blocks[-1] if sequence.blocks else None)
+            last = sequence.blocks[-1] if sequence.blocks else None
+            first = sequence.num_dropped_blocks + len(sequence.blocks)
+            new_blocks = self.pool.take(wanted, last, first)
             self._reserved -= wanted
             sequence.blocks += new_blocks
         samples = int(stop == sequence.num_tokens)

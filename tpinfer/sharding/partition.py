@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tpinfer.config.errors import ConfigError
+from tpinfer.config.kv_cache import KVLayoutName
 from tpinfer.config.model import ModelSpec
 from tpinfer.sharding.spec import Range
 
@@ -72,6 +73,9 @@ class Partition:
     """Vocabulary rows of embedding and head per rank."""
     group_size: int
     """Query heads that read one KV head."""
+    kv_group_size: int = 1
+    """Adjoining ranks that share one KV head and keep every block on one of them only (see
+    `kv_layout`); 1 where each rank stores its KV heads of every block."""
 
     def num_heads(self, rank: int) -> int:
         """Query heads on `rank`."""
@@ -85,13 +89,35 @@ class Partition:
         """Position of the rank's first query head inside the group of its first KV head."""
         return self.heads[rank][0] - self.kv_heads[rank][0] * self.group_size
 
+    def kv_place(self, rank: int) -> int:
+        """Index of `rank` among those that share its KV head."""
+        return rank % self.kv_group_size
+
+    def kv_ranks(self, rank: int) -> range:
+        """The ranks that share `rank`'s KV head without copies, itself included."""
+        first = rank - self.kv_place(rank)
+        return range(first, first + self.kv_group_size)
+
+    def widest_heads(self, rank: int) -> int:
+        """Most query heads of any rank that shares `rank`'s KV head."""
+        return max(map(self.num_heads, self.kv_ranks(rank)))
+
     def num_replicated_kv_heads(self) -> int:
-        """KV heads stored beyond one copy each, summed over the group."""
+        """KV heads projected beyond one copy each, summed over the group; they are stored so too
+        unless ranks share them."""
         return sum(stop - start for start, stop in self.kv_heads) - self.kv_heads[-1][1]
 
 
-def partition_model(spec: ModelSpec, size: int, shares: Sequence[float] | None = None) -> Partition:
+def partition_model(
+    spec: ModelSpec,
+    size: int,
+    shares: Sequence[float] | None = None,
+    kv_layout: KVLayoutName = "replicated",
+) -> Partition:
     """Split `spec` over `size` ranks, evenly or in proportion to `shares`.
+
+    A KV head that several ranks read is stored on each of them, unless `kv_layout` is `auto` and
+    every head is read by equally many whole ranks: those then share its blocks out.
 
     Raises ConfigError when there are more ranks than query heads, or not one share a rank.
     """
@@ -108,12 +134,24 @@ def partition_model(spec: ModelSpec, size: int, shares: Sequence[float] | None =
         )
     group = spec.num_heads // spec.num_kv_heads
     heads = cut_evenly(spec.num_heads, shares)
+    kv_heads = tuple((start // group, -(-stop // group)) for start, stop in heads)
     return Partition(
         size=size,
         shares=shares,
         heads=heads,
-        kv_heads=tuple((start // group, -(-stop // group)) for start, stop in heads),
+        kv_heads=kv_heads,
         mlp=cut_in_units(spec.intermediate_size, MLP_UNIT, shares),
         vocab=cut_in_units(spec.vocab_size, VOCAB_UNIT, shares),
         group_size=group,
+        kv_group_size=_ranks_per_kv_head(kv_heads) if kv_layout == "auto" else 1,
     )
+
+
+def _ranks_per_kv_head(kv_heads: Sequence[Range]) -> int:
+    """g where every KV head belongs to g adjoining ranks that hold nothing else, else 1."""
+    size, num_kv_heads = len(kv_heads), kv_heads[-1][1]
+    count = size // num_kv_heads
+    if not count:
+        return 1
+    whole = [(rank // count, rank // count + 1) for rank in range(size)]
+    return count if list(kv_heads) == whole else 1

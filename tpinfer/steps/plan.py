@@ -76,16 +76,20 @@ class StepPlan(msgspec.Struct, frozen=True, array_like=True, tag=2):
     num_samples: tuple[int, ...]
     """Tokens each one draws: 1, or 0 for all but a prompt's last chunk."""
     new_blocks: tuple[tuple[int, ...], ...] = ()
-    """(row, block, block ...): KV blocks appended to the row's table."""
+    """(row, block, block ...): KV blocks appended to the row's table. Where g ranks share a KV head's
+    blocks out, the row's logical block j is one of class j mod g (`sharding.kv_layout`)."""
     dropped_blocks: tuple[tuple[int, int], ...] = ()
     """(row, count): leading blocks that slid out of every window."""
     released_rows: tuple[int, ...] = ()
     """Rows whose sequence has ended or was preempted; their state is dropped. A record that came
     before the plan may have taken such a row already: then the row is not listed."""
     copies: tuple[tuple[int, int], ...] = ()
-    """(from, to): blocks copied whole, because a continuation goes on in a block it shares."""
+    """(from, to): blocks copied whole, because a continuation goes on in a block it shares. Both
+    are of one class; all are read before any is written."""
     to_host: tuple[tuple[int, int], ...] = ()
-    """(block, host block): blocks saved in host memory."""
+    """(block, host block): blocks saved in host memory. Host blocks are numbered for all ranks and
+    have classes like blocks do: a pair is of one class, and the rank that holds the block keeps it
+    as its host block number // g."""
     from_host: tuple[tuple[int, int], ...] = ()
     """(host block, block): blocks brought back. No host block occurs in `to_host` too."""
 

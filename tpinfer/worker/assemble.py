@@ -1,34 +1,41 @@
 """From a configuration and a seat to a worker: the only place where backends, dtypes and models
 are chosen."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
 import torch
 
 from tpinfer.attention.paged_kv import PagedKV
-from tpinfer.attention.reference import bind_attention
+from tpinfer.attention.reference import bind_attention, bind_partial_attention
 from tpinfer.checkpoint.loader import load_parameters, random_parameters
 from tpinfer.checkpoint.reader import CheckpointReader
 from tpinfer.collectives.group import Group
-from tpinfer.collectives.opening import open_group
+from tpinfer.collectives.opening import open_group, open_part
 from tpinfer.config.engine import EngineConfig
 from tpinfer.config.errors import ConfigError
 from tpinfer.config.huggingface import read_model_spec
 from tpinfer.config.model import ModelSpec
 from tpinfer.config.topology import Topology
 from tpinfer.config.topology_reader import load_topology
-from tpinfer.costs.choices import Choice, ExecutionChoices, choose_execution
+from tpinfer.costs.choices import (
+    Choice,
+    ExecutionChoices,
+    choose_execution,
+    kv_layout_choice,
+)
+from tpinfer.costs.decoder_ops import SHARED_KV_OPS
 from tpinfer.costs.kv_capacity import MemoryPlan, MemoryRequest, plan_memory
 from tpinfer.costs.ledger import CostLedger
 from tpinfer.decoding.sampler import bind_sample
 from tpinfer.launching.seat import Seat
 from tpinfer.layers.rotary import rotary_table
 from tpinfer.machine.discover import available_memory_bytes, discover_machine
-from tpinfer.models.decoder import DecoderParts, build_decoder
+from tpinfer.models.decoder import DecoderParts, SharedKV, build_decoder
 from tpinfer.numerics.torch_dtypes import to_torch
 from tpinfer.scheduling.scheduler import SchedulerLimits
+from tpinfer.sharding.kv_layout import KVLayout
 from tpinfer.sharding.parameters import ParameterSpec, decoder_parameters
 from tpinfer.sharding.partition import Partition, partition_model
 from tpinfer.worker.measurements import gather_bytes
@@ -48,11 +55,27 @@ class Assembly:
     partition: Partition
     choices: ExecutionChoices
     topology: Topology | None
-    group: Group
+    groups: tuple[Group, ...]
+    """All ranks; and those that share this rank's KV head without copies, where some do."""
     device: torch.device
     memory_by_rank: tuple[MemoryPlan, ...]
     limits: SchedulerLimits
     worker: Worker
+
+    @property
+    def group(self) -> Group:
+        """All ranks."""
+        return self.groups[0]
+
+    def abort(self) -> None:
+        """Make the other ranks' collectives fail as soon as they can."""
+        for group in self.groups:
+            group.abort()
+
+    def close(self) -> None:
+        """Let go of the groups. Can be called twice."""
+        for group in self.groups:
+            group.close()
 
     def ledger(self, rank: int) -> CostLedger:
         """What a step costs on `rank`."""
@@ -67,7 +90,10 @@ def assemble(config: EngineConfig, seat: Seat, progress: Progress) -> Assembly:
     spec = _model_spec(config)
     topology = load_topology(config.topology) if config.topology else None
     partition = partition_model(
-        spec, _checked_tp(config, seat), topology.shares if topology else None
+        spec,
+        _checked_tp(config, seat),
+        topology.shares if topology else None,
+        config.kv_layout,
     )
     machine = discover_machine()
     choices = choose_execution(
@@ -83,11 +109,20 @@ def assemble(config: EngineConfig, seat: Seat, progress: Progress) -> Assembly:
     group, collective = open_group(config.collective, seat, device, config.wait_timeout_s, facts)
     named = f"{collective.name} {collective.variant}".strip()
     choices = choices.with_choice(Choice("collective", named, collective.reason))
+    choices = choices.with_choice(kv_layout_choice(config, spec, partition))
+    groups = [group]
     try:
-        return _load_and_size(config, seat, spec, topology, partition, choices, group, progress)
+        if partition.kv_group_size > 1:
+            ranks = partition.kv_ranks(seat.rank)
+            timeout_s = config.wait_timeout_s
+            groups.append(
+                open_part(group, collective, seat, ranks, device, timeout_s, machine.num_cores)
+            )
+        return _load_and_size(config, seat, spec, topology, partition, choices, groups, progress)
     except BaseException:
-        group.abort()
-        group.close()
+        for one in groups:
+            one.abort()
+            one.close()
         raise
 
 
@@ -98,9 +133,10 @@ def _load_and_size(
     topology: Topology | None,
     partition: Partition,
     choices: ExecutionChoices,
-    group: Group,
+    groups: Sequence[Group],
     progress: Progress,
 ) -> Assembly:
+    group, kv_group = groups[0], groups[-1]
     device = torch.device(seat.device)
     ledger = make_ledger(spec, partition, seat.rank, choices)
     parameters = _parameters(config, seat, spec, partition, choices, progress)
@@ -108,13 +144,14 @@ def _load_and_size(
     memory = plan_memory(ledger, _memory_request(config, seat, spec))
     memory_by_rank = _agree_on_memory(memory, group, device)
     limits = _limits(config, spec, memory_by_rank[0])
+    choices = choices.with_choice(_capacity_choice(memory_by_rank[0], limits))
+    progress(memory_by_rank[0].room(limits.max_model_len))
     kv = PagedKV(
         spec.num_layers,
         partition.num_kv_heads(seat.rank),
         spec.head_dim,
-        limits.num_blocks,
-        limits.block_size,
-        to_torch(choices.kv_dtype),
+        kv_layout(partition, seat.rank, memory_by_rank[0]),
+        choices.kv_dtype,
         device,
     )
     largest_bytes = (
@@ -131,10 +168,14 @@ def _load_and_size(
             bind_reduce=lambda site: group.bind_all_reduce(largest_bytes, choices.compute_dtype),
             all_gather=group.all_gather,
             sample=bind_sample(),
+            shared_kv=SharedKV(bind_partial_attention, kv_group.all_gather, kv_group.all_to_all)
+            if partition.kv_group_size > 1
+            else None,
         )
     )
-    rows = _row_store(spec, choices, limits, device)
-    worker = Worker(WorkerParts(program, rows, group, device, _collective_sites(ledger)))
+    rows = _row_store(spec, choices, limits, kv.layout, device)
+    sites = _collective_sites(ledger, group, kv_group)
+    worker = Worker(WorkerParts(program, rows, group, device, sites))
     return Assembly(
         config,
         seat,
@@ -142,7 +183,7 @@ def _load_and_size(
         partition,
         choices,
         topology,
-        group,
+        tuple(groups),
         device,
         memory_by_rank,
         limits,
@@ -151,7 +192,11 @@ def _load_and_size(
 
 
 def _row_store(
-    spec: ModelSpec, choices: ExecutionChoices, limits: SchedulerLimits, device: torch.device
+    spec: ModelSpec,
+    choices: ExecutionChoices,
+    limits: SchedulerLimits,
+    layout: KVLayout,
+    device: torch.device,
 ) -> RowStore:
     num_positions = limits.max_model_len
     if limits.window is None:  # no sequence outgrows the cache
@@ -163,15 +208,29 @@ def _row_store(
         max_num_rows=limits.max_num_seqs,
         max_num_tokens=limits.max_num_batched_tokens,
         max_len=num_positions,
-        block_size=limits.block_size,
+        layout=layout,
         window=spec.sliding_window,
         all_layers_slide=limits.window is not None,
     )
     return RowStore(held, rotary, device)
 
 
-def _collective_sites(ledger: CostLedger) -> frozenset[str]:
-    return frozenset(op for op in ledger.op_ids() if ledger.kind(op).is_collective)
+def _collective_sites(ledger: CostLedger, group: Group, kv_group: Group) -> dict[str, Group]:
+    sites = [op for op in ledger.op_ids() if ledger.kind(op).is_collective]
+    return {op: kv_group if op.endswith(SHARED_KV_OPS) else group for op in sites}
+
+
+def kv_layout(partition: Partition, rank: int, memory: MemoryPlan) -> KVLayout:
+    """Where `rank` keeps which of the blocks that `memory` counts."""
+    return KVLayout(
+        memory.block_size, memory.num_blocks, partition.kv_group_size, partition.kv_place(rank)
+    )
+
+
+def _capacity_choice(memory: MemoryPlan, limits: SchedulerLimits) -> Choice:
+    words = memory.room(limits.max_model_len)
+    value, _, reason = words.partition(": ")
+    return Choice("KV cache", value, reason)
 
 
 def make_ledger(
@@ -239,6 +298,7 @@ def _memory_request(config: EngineConfig, seat: Seat, spec: ModelSpec) -> Memory
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=config.max_model_len or spec.max_position,
+        host_bytes=config.kv_host_bytes,
     )
 
 
@@ -251,7 +311,8 @@ def _agree_on_memory(
     payloads = gather_bytes(group, msgspec.msgpack.encode(mine), device)
     plans = [msgspec.msgpack.decode(payload, type=MemoryPlan) for payload in payloads]
     num_blocks = min(plan.num_blocks for plan in plans)
-    return tuple(plan.with_blocks(num_blocks) for plan in plans)
+    num_host_blocks = min(plan.num_host_blocks for plan in plans)
+    return tuple(plan.with_blocks(num_blocks, num_host_blocks) for plan in plans)
 
 
 def _limits(config: EngineConfig, spec: ModelSpec, memory: MemoryPlan) -> SchedulerLimits:
@@ -263,4 +324,5 @@ def _limits(config: EngineConfig, spec: ModelSpec, memory: MemoryPlan) -> Schedu
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=config.max_model_len or spec.max_position,
         window=spec.sliding_window if slides else None,
+        kv_group_size=memory.kv_group_size,
     )

@@ -15,6 +15,7 @@ from tpinfer.costs.ops import StepAggregates, aggregate
 from tpinfer.layers.step_inputs import SamplingRow, StepInputs
 from tpinfer.steps.plan import SequenceRecord, StepPlan
 from tpinfer.worker.token_buffer import TokenBuffer
+from tpinfer.sharding.kv_layout import KVLayout
 
 
 @dataclass(slots=True)
@@ -44,7 +45,7 @@ class RowLimits:
     """Query tokens of one step."""
     max_len: int
     """Tokens of one sequence."""
-    block_size: int
+    layout: KVLayout
     window: int | None
     """Sliding window of the layers that slide; None where none does."""
     all_layers_slide: bool
@@ -108,7 +109,7 @@ class RowStore:
             first = self._tokens.address(number, start)
             addresses += range(first, first + num_tokens)
             positions += range(start, stop)
-            slots += row.table.slots(start, stop, self._limits.block_size)
+            slots += row.table.slots(start, stop, self._limits.layout)
             if num_samples:
                 logit_rows.append(len(addresses) - 1)
                 drawn.append(first + num_tokens)
@@ -158,7 +159,7 @@ class RowStore:
         return SequenceSpan(first_token, stop - start, stop, keys, window_keys)
 
     def _keys(self, row: Row, start: int, stop: int) -> KeyRange:
-        return key_range(row.table, start, stop, self._limits.block_size, self._device)
+        return key_range(row.table, start, stop, self._limits.layout)
 
     def _sampling(self, row: Row, number: int, position: int) -> SamplingRow:
         record = row.record.sampling

@@ -5,7 +5,7 @@ once the step's tokens are on the host: the step needs that wait anyway. `time.p
 is CLOCK_MONOTONIC on Linux, which all ranks of a host share.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter_ns
 
@@ -58,13 +58,13 @@ class WaitStamps:
     """How long each collective of a step waited for its last peer, where the group measures that
     itself: then one rank's record tells waiting from transfer without the others'."""
 
-    def __init__(self, program: Sequence[Op], sites: Collection[str], group: Group) -> None:
-        """sites: ids of the ops that are collectives."""
+    def __init__(self, program: Sequence[Op], sites: Mapping[str, Group]) -> None:
+        """sites: ids of the ops that are collectives, and the group that each goes through."""
         self._stamps: list[int] = []
         self._places = [i for i, op in enumerate(program) if op.id in sites]
-        self._group = group
         self.program = [
-            Op(op.id, self._stamped(op.call)) if op.id in sites else op for op in program
+            Op(op.id, self._stamped(op.call, sites[op.id])) if op.id in sites else op
+            for op in program
         ]
 
     def take(self) -> dict[int, int]:
@@ -73,8 +73,8 @@ class WaitStamps:
         self._stamps.clear()
         return taken
 
-    def _stamped(self, call: OpCall) -> OpCall:
-        stamps, group = self._stamps, self._group
+    def _stamped(self, call: OpCall, group: Group) -> OpCall:
+        stamps = self._stamps
 
         def run(acts: Activations, step: StepInputs) -> None:
             call(acts, step)

@@ -5,8 +5,8 @@ It knows neither how it was started nor how plans reach it. Where this rank alon
 left, so that nobody waits for it and rank 0 knows in time.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from time import perf_counter_ns
 
 import torch
@@ -48,8 +48,8 @@ class WorkerParts:
     rows: RowStore
     group: Group
     device: torch.device
-    collective_sites: frozenset[str] = frozenset()
-    """Ids of the ops in which ranks wait for each other."""
+    collective_sites: Mapping[str, Group] = field(default_factory=dict)
+    """Ids of the ops in which ranks wait for each other, and the group of those ranks."""
 
 
 class Worker:
@@ -59,7 +59,7 @@ class Worker:
         self._stamps: WaitStamps | None = None
         self.program = parts.program
         if parts.group.size > 1 and parts.group.last_wait_ns is not None:
-            self._stamps = WaitStamps(parts.program, parts.collective_sites, parts.group)
+            self._stamps = WaitStamps(parts.program, parts.collective_sites)
             self.program = self._stamps.program
         self.rows = parts.rows
         self.group = parts.group
