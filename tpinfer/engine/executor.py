@@ -9,10 +9,12 @@ from typing import Protocol
 
 import torch
 
-from tpinfer.steps.plan import Command, Message, SequenceRecord, StepPlan, decode, encode
 from tpinfer.steps.interface import PlanReader, PlanWriter
+from tpinfer.steps.plan import Command, Message, SequenceRecord, StepPlan, decode, encode
 from tpinfer.worker.worker import StepResult, Worker
 
+OUT_OF_MEMORY = 3
+"""Code of a step that a rank had no memory for."""
 CommandCall = Callable[[Command], None]
 
 
@@ -97,6 +99,7 @@ class Executor:
         self._worker = worker
         self._device = device
         self._wire = wire
+        self._failures: dict[int, str] = {}  # by step
 
     def submit(self, records: Sequence[SequenceRecord], plan: StepPlan) -> Pending:
         """Hand one step to every rank."""
@@ -113,7 +116,11 @@ class Executor:
         A rank says so before it joins the step's last collective: what is not known once this
         rank's result is there did not happen.
         """
-        return result.failure
+        if self._wire is not None:
+            for failed in self._wire.failed_steps():
+                self._failures[failed.step_id] = f"rank {failed.rank}: {failed.message}"
+        told = self._failures.pop(plan.step_id, None)
+        return result.failure or told
 
     def command(self, command: Command) -> None:
         """Tell the other ranks; the caller does rank 0's part itself. Nothing may be in flight."""
@@ -133,14 +140,16 @@ class Executor:
             self._wire.send(encode(message))
 
 
-def follow(worker: Worker, wire: PlanReader, on_command: CommandCall) -> bool:
+def follow(worker: Worker, wire: PlanReader, on_command: CommandCall, generation: int = 0) -> bool:
     """The life of a rank other than 0: do what arrives until `close` or `return`. True when rank 0
     goes on later."""
+    worker.tell_failure = lambda step_id, text: wire.fail_step(step_id, OUT_OF_MEMORY, text)
     while True:
         with worker.spans.part("plan_wait"):
             message = decode(wire.receive(None, None))
         if isinstance(message, StepPlan):
             worker.execute(message)
+            wire.report(generation, message.step_id)
         elif isinstance(message, SequenceRecord):
             worker.admit(message)
         elif message.name == "close":

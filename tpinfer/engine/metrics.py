@@ -8,12 +8,13 @@ import msgspec
 
 from tpinfer.config.ceilings import Ceilings
 from tpinfer.costs.step_record import StepRecord
+from tpinfer.costs.step_time import StepTime
 from tpinfer.engine.attribution import Attribution, Attributor
 from tpinfer.engine.executor import Executor
 from tpinfer.engine.live import LiveOutput, LiveRequest
 from tpinfer.engine.requests import Completion, GenerationResult, RequestAttribution, Timing
 from tpinfer.engine.run_report import RunReport
-from tpinfer.machine.probe import probe_ceilings
+from tpinfer.machine.probe import probe_ceilings, probe_host_copy
 from tpinfer.scheduling.request import Sequence as Finished
 from tpinfer.steps.plan import Command
 from tpinfer.worker.assemble import Assembly
@@ -39,6 +40,17 @@ class Metrics:
             raise ValueError(
                 f"command {command.name!r} is not known to this version; restart all ranks"
             )
+
+    def step_costs(self, executor: Executor) -> StepTime | None:
+        """What the scheduler weighs steps by, where it weighs any: under a time budget, or with
+        host memory to move blocks to. A collective call then."""
+        assembly = self._assembly
+        limits = assembly.limits
+        if limits.step_budget_ns is None and not limits.num_host_blocks:
+            return None
+        self._know_ceilings(executor)
+        host_rate = probe_host_copy(assembly.device)
+        return StepTime(assembly.ledger(0), self._ceilings[0], limits.block_size, host_rate)
 
     def forget(self) -> None:
         """A new run begins: what was gathered belongs to the last one."""
@@ -85,12 +97,15 @@ class Metrics:
         if self._attributor is None:
             executor.command(Command("collect"))
             measured = self._collect()
-            if not self._ceilings:
-                self._ceilings = self._topology_ceilings() or self._measure(executor)
+            self._know_ceilings(executor)
             ranks = range(len(measured))
             ledgers = [self._assembly.ledger(rank) for rank in ranks]
             self._attributor = Attributor(measured, ledgers, self._ceilings)
         return self._attributor
+
+    def _know_ceilings(self, executor: Executor) -> None:
+        if not self._ceilings:
+            self._ceilings = self._topology_ceilings() or self._measure(executor)
 
     def _collect(self):
         assembly = self._assembly

@@ -3,7 +3,6 @@
 `open_engine` runs on every rank. Rank 0 takes requests; the others `serve` until rank 0 closes.
 """
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter_ns
 from typing import TYPE_CHECKING
@@ -20,9 +19,9 @@ from tpinfer.engine.step_loop import StepLoop, StepOutcome
 from tpinfer.launching.seat import Seat
 from tpinfer.scheduling.request import Sequence as Running
 from tpinfer.scheduling.scheduler import Scheduler
+from tpinfer.steps.interface import PlanReader, PlanWriter
 from tpinfer.steps.plan import Command
 from tpinfer.steps.sampling_record import sampling_record
-from tpinfer.steps.interface import PlanReader, PlanWriter
 from tpinfer.steps.wire import open_plan_reader, open_plan_writer
 from tpinfer.worker.assemble import Assembly, assemble
 from tpinfer.worker.capture import Capture
@@ -55,13 +54,13 @@ class Engine:
         self._executor = Executor(
             self._worker, device, wire if isinstance(wire, PlanWriter) else None
         )
-        self._scheduler = Scheduler(assembly.limits, assembly.step_costs)
-        self._loop = StepLoop(self._scheduler, self._executor, self._worker.spans, depth)
         self._metrics = Metrics(assembly)
+        costs = self._metrics.step_costs(self._executor) if assembly.seat.rank == 0 else None
+        self._scheduler = Scheduler(assembly.limits, costs)
+        self._loop = StepLoop(self._scheduler, self._executor, self._worker.spans, depth)
         self._capture = Capture(assembly.worker)
         self._recording: Recording | None = None
         self._live: dict[int, LiveOutput] = {}  # by sequence id
-        self._sequence_ids = itertools.count()
         self._finished: list[LiveRequest] = []
         self._stopping = False
 
@@ -74,7 +73,8 @@ class Engine:
         """Follow rank 0 until it closes, or for now needs nobody (then True). For ranks other than
         0."""
         assert isinstance(self._wire, PlanReader), "only ranks other than 0 follow"
-        return follow(self._worker, self._wire, self._answer)
+        generation = self._assembly.seat.generation
+        return follow(self._worker, self._wire, self._answer, generation)
 
     def release_followers(self) -> None:
         """Let the other ranks' `serve` return for now. On rank 0, with no work left."""
@@ -91,10 +91,7 @@ class Engine:
                 f"stop={list(params.stop)} needs text, and there is no tokenizer here; use "
                 "stop_token_ids"
             )
-        family = [
-            _sequence(next(self._sequence_ids), index, request, sample, accepted_ns)
-            for sample in range(params.n)
-        ]
+        family = [_sequence(index, request, sample, accepted_ns) for sample in range(params.n)]
         self._scheduler.add(*family)
         live.outputs += [LiveOutput(live, sequence, self._tokenizer) for sequence in family]
         self._live |= {output.sequence.id: output for output in live.outputs}
@@ -193,10 +190,9 @@ class Engine:
         events = []
         with spans.named("detokenize"):
             if outcome.failure is not None:
-                for sequence in outcome.scheduled.sequences:
-                    if sequence.id in self._live:
-                        self._live[sequence.id].error = outcome.failure
-                        events.append(self._ended(self._live[sequence.id]))
+                for sequence in outcome.failed:
+                    self._live[sequence.id].error = outcome.failure
+                    events.append(self._ended(self._live[sequence.id]))
             for sequence, token in outcome.drawn:
                 events.append(self._drawn(sequence, token))
                 spans.mark(
@@ -249,13 +245,10 @@ def open_engine(
         raise
 
 
-def _sequence(
-    sequence_id: int, index: int, request: GenerationRequest, sample: int, accepted_ns: int
-) -> Running:
+def _sequence(index: int, request: GenerationRequest, sample: int, accepted_ns: int) -> Running:
     params = request.params
     seed = params.seed if params.seed is not None else index
     return Running(
-        id=sequence_id,
         index=index,
         prompt_token_ids=tuple(request.prompt_token_ids),
         sampling=sampling_record(params, sample, seed),

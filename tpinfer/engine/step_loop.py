@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from time import perf_counter_ns
 
 from tpinfer.engine.executor import Executor, Pending
+from tpinfer.scheduling.draft import Scheduled
 from tpinfer.scheduling.request import Sequence
-from tpinfer.scheduling.scheduler import Scheduled, Scheduler
+from tpinfer.scheduling.scheduler import Scheduler
 from tpinfer.worker.host_spans import HostSpans
 from tpinfer.worker.worker import StepResult
 
@@ -26,7 +27,9 @@ class StepOutcome:
     drawn: list[tuple[Sequence, int]]
     """Each live sequence that drew a token, in step order; -1 where it ended by an error."""
     failure: str | None = None
-    """Why the step failed; its sequences have ended, nobody else's have."""
+    """Why the step failed."""
+    failed: tuple[Sequence, ...] = ()
+    """The sequences that it ended."""
 
 
 class StepLoop:
@@ -89,7 +92,7 @@ class StepLoop:
         failure = self._executor.failure(scheduled.plan, result)
         with self._spans.part("schedule"):
             if failure is not None:
-                self._scheduler.fail(scheduled)
-                return StepOutcome(scheduled, result, [], failure)
+                failed = self._scheduler.fail(scheduled)
+                return StepOutcome(scheduled, result, [], failure, failed)
             drawn = self._scheduler.commit(scheduled, result.tokens, now_ns)
         return StepOutcome(scheduled, result, drawn)

@@ -109,3 +109,6 @@ class Op:
     id: str
     """The ledger prices the op under this id."""
     call: OpCall
+    blank: OpCall | None = None
+    """For a collective: give it empty input, so that a rank which cannot do the step still takes
+    part and nobody waits."""

@@ -49,6 +49,18 @@ def probe_ceilings(
     return Ceilings(memory, rates, floor_s, latency_s, bandwidth, ORIGIN)
 
 
+def probe_host_copy(device: torch.device, num_bytes: int = 1 << 24) -> float:
+    """Bytes per second of copies between the device's memory and (on a GPU pinned) host memory;
+    best of three, after one that does not count."""
+    is_cuda = device.type == "cuda"
+    source = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
+    target = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=is_cuda)
+    clock = _device_clock(device) if is_cuda else _host_clock
+    target.copy_(source)
+    best_ns = min(clock(lambda: target.copy_(source, non_blocking=True)) for _ in range(3))
+    return num_bytes / best_ns * 1e9
+
+
 Clock = Callable[[Callable[[], object]], int]
 """Runs something once and says how many ns it took."""
 

@@ -16,6 +16,7 @@ from tpinfer.layers.attention import (
     bind_partial_core,
     bind_query_gather,
 )
+from tpinfer.layers.blanks import blank_delta, blank_partial, blank_queries, blank_residual
 from tpinfer.layers.embedding import bind_embed, bind_embed_reduce, bind_head, bind_head_gather
 from tpinfer.layers.linear import bind_out, bind_qkv, bind_reduce
 from tpinfer.layers.mlp import bind_activation, bind_down, bind_gate_up
@@ -70,7 +71,8 @@ def build_decoder(parts: DecoderParts) -> list[Op]:
     rows = partition.vocab[rank]
     program = [Op("embed", bind_embed(weights["embed.weight"], rows, is_whole=not is_sharded))]
     if is_sharded:
-        program.append(Op("embed.reduce", bind_embed_reduce(parts.bind_reduce("embed.reduce"))))
+        reduce = bind_embed_reduce(parts.bind_reduce("embed.reduce"))
+        program.append(Op("embed.reduce", reduce, blank_residual(weights["embed.weight"])))
     for layer in range(spec.num_layers):
         program += _attention_ops(parts, layer) + _mlp_ops(parts, layer)
     head = weights["embed.weight" if spec.tie_embeddings else "head.weight"]
@@ -129,9 +131,13 @@ def _core_ops(parts: DecoderParts, layer: int, layout: HeadLayout) -> list[Op]:
     gather = bind_query_gather(shared.all_gather, num_ranks, layout.num_heads, widest, head_dim)
     attend = shared.bind_attention(everyone, head_dim, window)
     return [
-        Op(f"{prefix}.gather_q", gather),
+        Op(f"{prefix}.gather_q", gather, blank_queries(layout.num_heads * head_dim)),
         Op(f"{prefix}.core", bind_partial_core(attend, cache, widest)),
-        Op(f"{prefix}.merge", bind_merge(shared.all_to_all, layout.num_heads)),
+        Op(
+            f"{prefix}.merge",
+            bind_merge(shared.all_to_all, layout.num_heads),
+            blank_partial((num_ranks, widest, head_dim + 1)),
+        ),
     ]
 
 
@@ -165,4 +171,7 @@ def _bias(parts: DecoderParts, name: str) -> torch.Tensor | None:
 
 
 def _reduce(parts: DecoderParts, site: str) -> list[Op]:
-    return [Op(site, bind_reduce(parts.bind_reduce(site)))] if parts.partition.size > 1 else []
+    if parts.partition.size == 1:
+        return []
+    blank = blank_delta(parts.parameters["embed.weight"])
+    return [Op(site, bind_reduce(parts.bind_reduce(site)), blank)]

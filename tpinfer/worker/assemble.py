@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import msgspec
 import torch
 
+from tpinfer.attention.host_tier import HostTier
 from tpinfer.attention.paged_kv import PagedKV
 from tpinfer.attention.reference import bind_attention, bind_partial_attention
 from tpinfer.checkpoint.loader import load_parameters, random_parameters
@@ -175,7 +176,8 @@ def _load_and_size(
     )
     rows = _row_store(spec, choices, limits, kv.layout, device)
     sites = _collective_sites(ledger, group, kv_group)
-    worker = Worker(WorkerParts(program, rows, group, device, sites))
+    host_blocks = HostTier(kv, limits.num_host_blocks) if limits.num_host_blocks else None
+    worker = Worker(WorkerParts(program, rows, kv, host_blocks, group, device, sites))
     return Assembly(
         config,
         seat,
@@ -324,5 +326,10 @@ def _limits(config: EngineConfig, spec: ModelSpec, memory: MemoryPlan) -> Schedu
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=config.max_model_len or spec.max_position,
         window=spec.sliding_window if slides else None,
-        kv_group_size=memory.kv_group_size,
+        num_groups=memory.kv_group_size,
+        num_host_blocks=memory.num_host_blocks,
+        prefix_caching=config.prefix_caching,
+        step_budget_ns=(
+            None if config.step_budget_s is None else round(config.step_budget_s * 1e9)
+        ),
     )

@@ -13,9 +13,9 @@ from tpinfer.attention.interface import SequenceSpan
 from tpinfer.attention.paged_kv import BlockTable, KeyRange, key_range
 from tpinfer.costs.ops import StepAggregates, aggregate
 from tpinfer.layers.step_inputs import SamplingRow, StepInputs
+from tpinfer.sharding.kv_layout import KVLayout
 from tpinfer.steps.plan import SequenceRecord, StepPlan
 from tpinfer.worker.token_buffer import TokenBuffer
-from tpinfer.sharding.kv_layout import KVLayout
 
 
 @dataclass(slots=True)

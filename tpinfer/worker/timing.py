@@ -6,7 +6,7 @@ is CLOCK_MONOTONIC on Linux, which all ranks of a host share.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter_ns
 
 import torch
@@ -27,14 +27,26 @@ class OpTimes:
     """None where the ops tile the time: each starts when the one before ends."""
 
 
+class OpFailure(Exception):
+    """An op raised; its cause says what."""
+
+    def __init__(self, place: int) -> None:
+        super().__init__(f"op {place} of the program failed")
+        self.place = place
+        """Its index in the program; the ops before it have run."""
+
+
 def run_timed(program: Sequence[Op], acts: Activations, step: StepInputs) -> OpTimes:
     """Run the program on the CPU, reading the clock after every op (about 60 ns each)."""
     ends: list[int] = []
     mark = ends.append
     start = perf_counter_ns()
-    for op in program:
-        op.call(acts, step)
-        mark(perf_counter_ns())
+    try:
+        for op in program:
+            op.call(acts, step)
+            mark(perf_counter_ns())
+    except Exception as error:
+        raise OpFailure(len(ends)) from error
     return OpTimes(start, ends, None)
 
 
@@ -46,11 +58,14 @@ def run_annotated(
     starts: list[int] = []
     ends: list[int] = []
     began = perf_counter_ns()
-    for op in program:
-        with annotate(op_name(op.id)):
-            starts.append(perf_counter_ns())
-            op.call(acts, step)
-            ends.append(perf_counter_ns())
+    try:
+        for op in program:
+            with annotate(op_name(op.id)):
+                starts.append(perf_counter_ns())
+                op.call(acts, step)
+                ends.append(perf_counter_ns())
+    except Exception as error:
+        raise OpFailure(len(ends)) from error
     return OpTimes(began, ends, starts)
 
 
@@ -63,7 +78,7 @@ class WaitStamps:
         self._stamps: list[int] = []
         self._places = [i for i, op in enumerate(program) if op.id in sites]
         self.program = [
-            Op(op.id, self._stamped(op.call, sites[op.id])) if op.id in sites else op
+            replace(op, call=self._stamped(op.call, sites[op.id])) if op.id in sites else op
             for op in program
         ]
 
@@ -72,6 +87,10 @@ class WaitStamps:
         taken = dict(zip(self._places, self._stamps, strict=True))
         self._stamps.clear()
         return taken
+
+    def forget(self) -> None:
+        """Drop the stamps of a step that was not done."""
+        self._stamps.clear()
 
     def _stamped(self, call: OpCall, group: Group) -> OpCall:
         stamps = self._stamps
@@ -97,10 +116,13 @@ class DeviceRun:
         self._issued_ns.clear()
         self._events[0].record()
         self._start_ns = perf_counter_ns()
-        for op, event in zip(program, self._events[1:], strict=True):
-            self._issued_ns.append(perf_counter_ns())
-            op.call(acts, step)
-            event.record()
+        try:
+            for op, event in zip(program, self._events[1:], strict=True):
+                self._issued_ns.append(perf_counter_ns())
+                op.call(acts, step)
+                event.record()
+        except Exception as error:
+            raise OpFailure(len(self._issued_ns) - 1) from error
 
     def resolve(self) -> OpTimes:
         """Op times after the step's tokens were read, which is when all events have passed."""

@@ -11,15 +11,24 @@ from time import perf_counter_ns
 
 import torch
 
+from tpinfer.attention.host_tier import HostTier
+from tpinfer.attention.paged_kv import PagedKV
 from tpinfer.collectives.group import Group
 from tpinfer.costs.ops import StepAggregates
 from tpinfer.costs.step_record import Measurements, StepRecord
-from tpinfer.layers.step_inputs import Activations, Op
+from tpinfer.layers.step_inputs import Activations, Op, StepInputs
 from tpinfer.steps.plan import SequenceRecord, StepPlan
 from tpinfer.worker.annotations import Annotate, annotated, step_name
 from tpinfer.worker.host_spans import HostSpans
 from tpinfer.worker.rows import RowStore
-from tpinfer.worker.timing import DeviceRun, OpTimes, WaitStamps, run_annotated, run_timed
+from tpinfer.worker.timing import (
+    DeviceRun,
+    OpFailure,
+    OpTimes,
+    WaitStamps,
+    run_annotated,
+    run_timed,
+)
 
 MAX_RECORDED_STEPS = 8192
 """Steps whose op times a rank keeps until they are asked for; about 3 KB each for a 28-layer
@@ -46,6 +55,8 @@ class WorkerParts:
 
     program: Sequence[Op]
     rows: RowStore
+    kv: PagedKV
+    host_blocks: HostTier | None
     group: Group
     device: torch.device
     collective_sites: Mapping[str, Group] = field(default_factory=dict)
@@ -61,6 +72,9 @@ class Worker:
         if parts.group.size > 1 and parts.group.last_wait_ns is not None:
             self._stamps = WaitStamps(parts.program, parts.collective_sites)
             self.program = self._stamps.program
+        self._sites = parts.collective_sites
+        self._kv = parts.kv
+        self._host_blocks = parts.host_blocks
         self.rows = parts.rows
         self.group = parts.group
         self.device = parts.device
@@ -94,21 +108,13 @@ class Worker:
 
     def _run(self, plan: StepPlan, aggregates: StepAggregates, began: int) -> StepResult:
         with self.spans.named("prepare"):
+            self._move_blocks(plan)
             inputs = self.rows.build(plan)
         acts = Activations()
-        if self._device_run is None:
-            if self._annotate is None:
-                times = run_timed(self.program, acts, inputs)
-            else:
-                times = run_annotated(self.program, acts, inputs, self._annotate)
-            self.rows.keep_tokens(inputs, acts.tokens)
-            tokens = acts.tokens.tolist()
-        else:
-            program = self.program if self._annotate is None else self._annotated_program
-            self._device_run.issue(program, acts, inputs)
-            self.rows.keep_tokens(inputs, acts.tokens)
-            tokens = acts.tokens.tolist()
-            times = self._device_run.resolve()
+        try:
+            times, tokens = self._run_ops(acts, inputs)
+        except OpFailure as failure:
+            return self._sit_out(plan, inputs, failure)
         self.spans.add("prepare", began, times.start_ns)
         record = _record(plan, aggregates, times, perf_counter_ns(), began)
         if self._stamps is not None:
@@ -117,6 +123,54 @@ class Worker:
         if len(self.records) > MAX_RECORDED_STEPS:
             self._forget_oldest()
         return StepResult(tokens)
+
+    def _run_ops(self, acts: Activations, inputs: StepInputs) -> tuple[OpTimes, list[int]]:
+        """Times of the ops and the sampled tokens."""
+        if self._device_run is not None:
+            program = self.program if self._annotate is None else self._annotated_program
+            self._device_run.issue(program, acts, inputs)
+            self.rows.keep_tokens(inputs, acts.tokens)
+            tokens = acts.tokens.tolist()
+            return self._device_run.resolve(), tokens
+        if self._annotate is None:
+            times = run_timed(self.program, acts, inputs)
+        else:
+            times = run_annotated(self.program, acts, inputs, self._annotate)
+        self.rows.keep_tokens(inputs, acts.tokens)
+        return times, acts.tokens.tolist()
+
+    def _move_blocks(self, plan: StepPlan) -> None:
+        """In the order that `StepPlan` promises."""
+        if self._host_blocks is not None:
+            if plan.to_host:
+                self._host_blocks.save(plan.to_host)
+            if plan.from_host:
+                self._host_blocks.fetch(plan.from_host)
+        if plan.copies:
+            self._kv.copy_blocks(plan.copies)
+
+    def _sit_out(self, plan: StepPlan, inputs: StepInputs, failure: OpFailure) -> StepResult:
+        """This rank has no memory for the step: say so, then take part in what is left of it with
+        empty hands. Raises the cause where that cannot be: another kind of error, or one inside a
+        collective or behind the last."""
+        cause = failure.__cause__
+        assert cause is not None, "a failed op has a cause"
+        op, left = self.program[failure.place], self.program[failure.place + 1 :]
+        joined = [other for other in left if other.id in self._sites]
+        if not is_out_of_memory(cause) or op.id in self._sites:
+            raise cause
+        if self._sites and not joined:
+            raise cause
+        text = f"out of memory in {op.id} of a step of {inputs.token_ids.shape[0]} tokens"
+        self.tell_failure(plan.step_id, f"{text}; lower --max-num-batched-tokens or --kv-bytes")
+        acts = Activations()
+        for other in joined:
+            if other.blank is not None:
+                other.blank(acts, inputs)
+            other.call(acts, inputs)
+        if self._stamps is not None:
+            self._stamps.forget()
+        return StepResult([], f"{text}: {str(cause).splitlines()[0] if str(cause) else 'no room'}")
 
     def take_measurements(self) -> Measurements:
         """What was recorded since the last call; recording goes on."""
@@ -132,6 +186,13 @@ class Worker:
         self._recorded_from_ns = self.records[half].start_ns
         del self.records[:half]
         self.spans.forget_before(self._recorded_from_ns)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an op found no memory: Python's, a GPU allocator's or the CPU allocator's word."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def _record(
