@@ -28,7 +28,7 @@ def mixed_requests(count: int = NUM_REQUESTS, seed: int = 7) -> list[Any]:
             temperature=0.0 if number % 2 else 0.8,
             top_k=0 if number % 4 else 20,
             seed=number,
-            max_tokens=draw.choice((1, 5, 20, 40)),
+            max_tokens=draw.choice((1, 2, 4, 8, 8, 60)),
             ignore_eos=bool(number % 5),
             n=1 if number % 8 else 3,
         )
@@ -65,33 +65,36 @@ def _tokens(engine: Any, requests: list[Any]) -> list[list[list[int]]]:
     return tokens
 
 
-def crowd(seat: Seat, depth: int, num_blocks: int, host_blocks: int = 0) -> dict[str, Any] | None:
-    """All requests at once through a cache of few blocks, then each alone through a large one."""
+def crowd(seat: Seat, runs: list[list[int]], num_blocks: int) -> dict[str, Any] | None:
+    """All requests at once through a cache of few blocks, once for each (depth, host blocks) of
+    `runs`; then each alone through a large one."""
     from tpinfer.config.huggingface import read_model_spec
     from tpinfer.embedded.locate import embedded_model
     from tpinfer.engine.rank_engine import open_engine
 
     spec = read_model_spec(embedded_model())
-    block_bytes = spec.num_layers * 2 * spec.head_dim * 4 * 16
     heads_per_rank = max(1, spec.num_kv_heads // seat.world)
+    block_bytes = spec.num_layers * 2 * spec.head_dim * 4 * 16 * heads_per_rank
     requests = mixed_requests()
-    settings: dict[str, Any] = {
-        "kv_bytes": num_blocks * block_bytes * heads_per_rank,
-        "max_num_seqs": 24,
-        "max_num_batched_tokens": 64,
-        "steps_in_flight": depth,
-        "kv_host_bytes": host_blocks * block_bytes * heads_per_rank,
-    }
-    found: dict[str, Any] = {}
-    with closing(open_engine(_config(seat, **settings), seat)) as engine:
-        if seat.rank:
-            engine.serve()
-        else:
-            found["together"] = _tokens(engine, requests)
-            engine.scheduler.check_idle()
-            found["stats"] = dict(vars_of(engine.scheduler.stats()))
-    alone = replace(seat, generation=1)
-    with closing(open_engine(_config(alone, prefix_caching=False), alone)) as engine:
+    found: dict[str, Any] = {"together": [], "stats": []}
+    for generation, (depth, host_blocks) in enumerate(runs):
+        config = _config(
+            seat,
+            kv_bytes=num_blocks * block_bytes,
+            kv_host_bytes=host_blocks * block_bytes,
+            max_num_seqs=24,
+            max_num_batched_tokens=64,
+            steps_in_flight=depth,
+        )
+        with closing(open_engine(config, replace(seat, generation=generation))) as engine:
+            if seat.rank:
+                engine.serve()
+            else:
+                found["together"].append(_tokens(engine, requests))
+                engine.scheduler.check_idle()
+                found["stats"].append(vars_of(engine.scheduler.stats()))
+    alone = replace(seat, generation=len(runs))
+    with closing(open_engine(_config(seat, prefix_caching=False), alone)) as engine:
         if seat.rank:
             engine.serve()
             return None

@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import queue
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -84,7 +84,7 @@ class AsyncEngine:
         *,
         priority: int = 0,
         cache_salt: str = "",
-    ) -> AsyncIterator[TokenEvent]:
+    ) -> AsyncGenerator[TokenEvent]:
         """Each token as it comes, of all n continuations. Leaving early cancels the request.
 
         Raises ConfigError for a request that can never run, RankError once the engine has failed.
@@ -133,7 +133,7 @@ class AsyncEngine:
 
     async def _items(
         self, prompt: PromptInput, params: SamplingParams | None, priority: int, cache_salt: str
-    ) -> AsyncIterator[TokenEvent | GenerationResult]:
+    ) -> AsyncGenerator[TokenEvent | GenerationResult]:
         if self._is_closed:
             raise RankError("the engine was closed; start a new one")
         if self._error is not None:
