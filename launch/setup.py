@@ -239,10 +239,10 @@ def deepspeed_can_be_used() -> bool:
 
 
 def build_natives(gpu: bool) -> None:
-    """Compile what makes CPU collectives fast. Nothing depends on it: a failure is told and passed
-    over.
+    """Compile what makes CPU collectives and attention fast. Nothing depends on it: a failure is
+    told and passed over.
     """
-    modules = ["tpinfer.collectives.build_ring"]
+    modules = ["tpinfer.collectives.build_ring", "tpinfer.attention.native_decode"]
     if not gpu and deepspeed_can_be_used():
         try:
             say("installing DeepSpeed for its CPU collective")
@@ -258,9 +258,7 @@ def build_natives(gpu: bool) -> None:
     for module in modules:
         try:
             lines = (
-                run([str(PYTHON), "-m", module], "slower collectives will be used")
-                .strip()
-                .splitlines()
+                run([str(PYTHON), "-m", module], "slower ones will be used").strip().splitlines()
             )
             say(lines[-1] if lines else f"{module} done")
         except SetupError as error:

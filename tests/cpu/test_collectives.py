@@ -12,10 +12,11 @@ import torch
 
 from tests.cpu.ranks import rank_values, run_ranks
 from tpinfer.collectives import ring_segment
-from tpinfer.collectives.build_ring import build_ring, find_compiler
+from tpinfer.collectives.build_ring import build_ring
 from tpinfer.collectives.group import SingleGroup
 from tpinfer.config.errors import ConfigError
 from tpinfer.launching.sweep import sweep_stale
+from tpinfer.numerics.native_library import find_compiler
 
 CASES = "tests.cpu.collective_cases"
 needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C compiler on this machine")

@@ -17,6 +17,7 @@ from tpinfer.checkpoint.loader import load_parameters
 from tpinfer.checkpoint.reader import CheckpointReader
 from tpinfer.config.dtypes import DType
 from tpinfer.config.huggingface import read_model_spec
+from tpinfer.config.kv_cache import KVLayoutName
 from tpinfer.costs.ledger import CostLedger
 from tpinfer.costs.ops import OpKind, StepAggregates
 from tpinfer.layers.step_inputs import Activations, Op
@@ -38,9 +39,11 @@ class LoneExchange(ThreadExchange):
     def __init__(self, size: int) -> None:
         super().__init__(1)
         self._size = size
+        self.num_bytes = 0
 
     def swap(self, rank: int, tensor: torch.Tensor) -> list[torch.Tensor]:
-        """`tensor` from everybody."""
+        """`tensor` from everybody; its bytes are kept."""
+        self.num_bytes = tensor.nbytes
         return [tensor.clone()] * self._size
 
 
@@ -51,6 +54,7 @@ class Rank:
     program: list[Op]
     rows: RowStore
     ledger: CostLedger
+    exchange: LoneExchange
 
 
 @pytest.fixture(scope="module")
@@ -60,15 +64,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory):
     return cache(lambda name: write_checkpoint(name, root / name))
 
 
-def ranks_of(directory: Path, tp: int) -> list[Rank]:
+def ranks_of(directory: Path, tp: int, kv_layout: KVLayoutName = "replicated") -> list[Rank]:
     spec = read_model_spec(directory)
-    partition = partition_model(spec, tp)
+    partition = partition_model(spec, tp, None, kv_layout)
     built = []
     for rank in range(tp):
         exchange = LoneExchange(tp)
         program, rows = build_rank(directory, partition, rank, DType.FLOAT32, exchange)
         ledger = CostLedger(spec, partition, rank, DType.FLOAT32, DType.FLOAT32)
-        built.append(Rank(program, rows, ledger))
+        built.append(Rank(program, rows, ledger, exchange))
     return built
 
 
@@ -168,3 +172,29 @@ def test_prefill_attention_is_the_rectangle_less_its_masked_half(name: str, chec
     for op in (op for op in flops if rank.ledger.kind(op) is OpKind.ATTENTION):
         assert flops[op] == 4 * width * sums.sqsk
         assert rank.ledger.cost(op, sums).flops == flops[op] - 4 * width * masked // 2
+
+
+SHARED = [("llama-mqa-bias", 4), ("llama-tied-gqa", 4), ("llama-tied-gqa", 8), ("qwen2-bias", 4)]
+
+
+@pytest.mark.parametrize(("name", "tp"), SHARED)
+def test_ranks_that_share_a_kv_head_send_what_the_ledger_says(
+    name: str, tp: int, checkpoint
+) -> None:
+    for rank in ranks_of(checkpoint(name), tp, "auto"):
+        ledger = rank.ledger
+        assert tuple(op.id for op in rank.program) == ledger.op_ids()
+        peers = ledger.partition.kv_group_size - 1
+        assert peers > 0
+        rank.rows.admit(SequenceRecord(0, PROMPTS[0], 30, 0, SamplingRecord(0.0)))
+        rank.rows.admit(SequenceRecord(1, PROMPTS[1], 5, 0, SamplingRecord(0.0)))
+        plan = StepPlan(0, (0, 1), (30, 5), (1, 1), ((0, 0, 1), (1, 4)))
+        sums, inputs, acts = rank.rows.aggregates(plan), rank.rows.build(plan), Activations()
+        with torch.inference_mode():
+            for op in rank.program:
+                op.call(acts, inputs)
+                if op.id.endswith("attn.gather_q"):  # to each of the others
+                    assert ledger.cost(op.id, sums).bytes_sent == peers * rank.exchange.num_bytes
+                if op.id.endswith("attn.merge"):  # all but the own part
+                    part = rank.exchange.num_bytes // (peers + 1)
+                    assert ledger.cost(op.id, sums).bytes_sent == peers * part

@@ -223,6 +223,54 @@ def test_the_working_set_is_weights_and_attended_context(
         assert found == ledger.weight_bytes_read + keys * per_key
 
 
+@given(
+    st.integers(1, 3),
+    st.integers(2, 4),
+    st.integers(1, 3),
+    steps(),
+    st.sampled_from(list(DType)[:5]),
+)
+def test_ranks_that_share_a_kv_head_do_the_work_of_one(
+    num_kv_heads: int, ranks: int, per_rank: int, step: Step, kv: DType
+) -> None:
+    """Of `num_kv_heads` heads each is read by `ranks` ranks: together they read every key once, and
+    multiply what one rank would."""
+    size = num_kv_heads * ranks
+    spec = tiny(num_heads=size * per_rank, num_kv_heads=num_kv_heads, head_dim=8)
+    shared = partition_model(spec, size, None, "auto")
+    assert shared.kv_group_size == ranks
+    alone = CostLedger(spec, partition_model(spec, 1), 0, DType.FLOAT32, kv)
+    op = "layers.0.attn.core"
+    vector = 8 * kv.num_bytes + (4 if kv.num_bytes == 1 else 0)
+    found = [costs(CostLedger(spec, shared, rank, DType.FLOAT32, kv), step) for rank in range(size)]
+    pairs, keys = step.attended(None)
+    scaling = 2 * keys * num_kv_heads * 8 if kv.num_bytes == 1 else 0
+    expected = 4 * pairs * spec.num_heads * 8 + scaling
+    assert costs(alone, step)[op].flops == expected
+    assert abs(total([part[op] for part in found], "flops") - expected) <= size
+    queries = step.num_tokens * spec.num_heads * 8 * 4 * ranks  # every rank of a group reads them
+    read = total([part[op] for part in found], "bytes_read") - queries
+    assert abs(read - 2 * keys * num_kv_heads * vector) <= size
+    for part in found:
+        gather, merge = part["layers.0.attn.gather_q"], part["layers.0.attn.merge"]
+        assert gather.bytes_sent == (ranks - 1) * step.num_tokens * per_rank * 8 * 4
+        assert merge.bytes_sent == (ranks - 1) * step.num_tokens * per_rank * 9 * 4
+
+
+def test_a_scaled_cache_costs_its_scales() -> None:
+    spec = tiny(num_layers=1, num_heads=4, num_kv_heads=2, head_dim=8)
+    plain, scaled = (
+        CostLedger(spec, partition_model(spec, 1), 0, DType.FLOAT32, dtype)
+        for dtype in (DType.FLOAT32, DType.INT8)
+    )
+    assert plain.kv_bytes_per_token == 2 * 2 * 8 * 4
+    assert scaled.kv_bytes_per_token == 2 * 2 * (8 + 4)
+    sums = aggregate([3], [10], 1)
+    rope = "layers.0.attn.rope"
+    saved = plain.cost(rope, sums).bytes_written - scaled.cost(rope, sums).bytes_written
+    assert saved == 3 * (plain.kv_bytes_per_token - scaled.kv_bytes_per_token)
+
+
 def test_the_program_of_one_rank_and_of_two() -> None:
     spec = tiny(num_layers=1)
     ids = {

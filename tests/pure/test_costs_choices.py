@@ -82,7 +82,7 @@ def test_ranks_share_the_cores(cores: int, ranks: int, threads: int) -> None:
 def test_every_choice_has_a_reason_and_the_record_agrees_with_the_fields() -> None:
     found = choose(BF16, "cpu", SERVER_CPU, ranks=2)
     values = {choice.name: choice.value for choice in found.reasons}
-    assert list(values) == ["device", "dtype", "KV dtype", "attention", "threads"]
+    assert list(values) == ["device", "dtype", "KV dtype", "threads"]
     assert values["dtype"] == found.compute_dtype and values["KV dtype"] == found.kv_dtype
     assert values["threads"] == str(found.num_threads)
     assert all(choice.reason for choice in found.reasons)
@@ -102,7 +102,6 @@ def test_explain_has_one_line_a_choice() -> None:
         "dtype       float32  (no AVX512_BF16 here, so 16-bit matmuls would be slower than "
         "float32)",
         "KV dtype    float32  (the compute dtype)",
-        "attention   reference  (plain torch over the paged cache)",
         "threads     4  (8 cores over 2 ranks)",
         "collective  shared_memory native  (all ranks share a host)",
     ]

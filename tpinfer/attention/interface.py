@@ -5,6 +5,7 @@ Shapes: T tokens of the step, H local query heads, K local KV heads, S slots, D 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -58,3 +59,20 @@ PartialAttentionCall = Callable[
 that this rank holds. A query that sees none of them has log-sum-exp -inf and out 0. Softmax over
 all keys is then exp(lse) out summed over the ranks, divided by exp(lse) summed (FlashAttention,
 arXiv 2205.14135, section 3.1)."""
+
+
+class AttentionBackend(Protocol):
+    """What binds the attention of one layer: (layout, head_dim, window), where `window` is the
+    sliding window in tokens and None is full attention."""
+
+    def bind_attention(
+        self, layout: HeadLayout, head_dim: int, window: int | None
+    ) -> AttentionCall:
+        """Over all keys of a sequence."""
+        ...
+
+    def bind_partial_attention(
+        self, layout: HeadLayout, head_dim: int, window: int | None
+    ) -> PartialAttentionCall:
+        """Over the keys this rank holds, for whole groups of heads."""
+        ...

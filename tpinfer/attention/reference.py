@@ -25,6 +25,22 @@ _QUERY_ROWS = 256
 """Tokens of a prompt whose scores are held at once where no fused kernel returns log-sum-exp."""
 
 
+class ReferenceAttention:
+    """Plain torch as a backend."""
+
+    def bind_attention(
+        self, layout: HeadLayout, head_dim: int, window: int | None
+    ) -> AttentionCall:
+        """As the function of this name."""
+        return bind_attention(layout, head_dim, window)
+
+    def bind_partial_attention(
+        self, layout: HeadLayout, head_dim: int, window: int | None
+    ) -> PartialAttentionCall:
+        """As the function of this name."""
+        return bind_partial_attention(layout, head_dim, window)
+
+
 def bind_attention(layout: HeadLayout, head_dim: int, window: int | None) -> AttentionCall:
     """The attention of one layer. `window` is the sliding window in tokens, None for full
     attention."""

@@ -67,10 +67,17 @@ def choose_execution(
             ),
             Choice("dtype", dtype.value, dtype_reason),
             _kv_dtype_choice(config, dtype),
-            Choice("attention", "reference", "plain torch over the paged cache"),
             Choice("threads", str(threads), f"{num_cores} cores over {ranks_per_host} ranks"),
         ),
     )
+
+
+def attention_choice(is_native: bool, reason: str) -> Choice:
+    """What runs attention; `reason` says where the compiled kernel came from, or why there is
+    none."""
+    if is_native:
+        return Choice("attention", "compiled kernel for decode, torch for prompts", reason)
+    return Choice("attention", "reference", f"plain torch over the paged cache; {reason}")
 
 
 def kv_layout_choice(config: EngineConfig, spec: ModelSpec, partition: Partition) -> Choice:

@@ -76,8 +76,8 @@ class StepPlan(msgspec.Struct, frozen=True, array_like=True, tag=2):
     num_samples: tuple[int, ...]
     """Tokens each one draws: 1, or 0 for all but a prompt's last chunk."""
     new_blocks: tuple[tuple[int, ...], ...] = ()
-    """(row, block, block ...): KV blocks appended to the row's table. Where g ranks share a KV head's
-    blocks out, the row's logical block j is one of class j mod g (`sharding.kv_layout`)."""
+    """(row, block, block ...): KV blocks appended to the row's table. Where g ranks share a KV
+    head's blocks out, the row's logical block j is one of class j mod g (`sharding.kv_layout`)."""
     dropped_blocks: tuple[tuple[int, int], ...] = ()
     """(row, count): leading blocks that slid out of every window."""
     released_rows: tuple[int, ...] = ()

@@ -4,12 +4,11 @@ are chosen."""
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import msgspec
 import torch
 
-from tpinfer.attention.host_tier import HostTier
-from tpinfer.attention.paged_kv import PagedKV
-from tpinfer.attention.reference import bind_attention, bind_partial_attention
+from tpinfer.attention.interface import AttentionBackend
+from tpinfer.attention.native_decode import load_native_attention
+from tpinfer.attention.reference import ReferenceAttention
 from tpinfer.checkpoint.loader import load_parameters, random_parameters
 from tpinfer.checkpoint.reader import CheckpointReader
 from tpinfer.collectives.group import Group
@@ -23,23 +22,24 @@ from tpinfer.config.topology_reader import load_topology
 from tpinfer.costs.choices import (
     Choice,
     ExecutionChoices,
+    attention_choice,
     choose_execution,
     kv_layout_choice,
 )
 from tpinfer.costs.decoder_ops import SHARED_KV_OPS
-from tpinfer.costs.kv_capacity import MemoryPlan, MemoryRequest, plan_memory
+from tpinfer.costs.kv_capacity import MemoryPlan
 from tpinfer.costs.ledger import CostLedger
 from tpinfer.decoding.sampler import bind_sample
 from tpinfer.launching.seat import Seat
 from tpinfer.layers.rotary import rotary_table
-from tpinfer.machine.discover import available_memory_bytes, discover_machine
+from tpinfer.machine.discover import discover_machine
 from tpinfer.models.decoder import DecoderParts, SharedKV, build_decoder
 from tpinfer.numerics.torch_dtypes import to_torch
 from tpinfer.scheduling.limits import SchedulerLimits
 from tpinfer.sharding.kv_layout import KVLayout
 from tpinfer.sharding.parameters import ParameterSpec, decoder_parameters
 from tpinfer.sharding.partition import Partition, partition_model
-from tpinfer.worker.measurements import gather_bytes
+from tpinfer.worker.kv_cache import RankCache, capacity_choice, open_cache, size_cache
 from tpinfer.worker.rows import RotaryTable, RowLimits, RowStore
 from tpinfer.worker.worker import Worker, WorkerParts
 
@@ -62,6 +62,7 @@ class Assembly:
     memory_by_rank: tuple[MemoryPlan, ...]
     limits: SchedulerLimits
     worker: Worker
+    cache: RankCache
 
     @property
     def group(self) -> Group:
@@ -142,19 +143,13 @@ def _load_and_size(
     ledger = make_ledger(spec, partition, seat.rank, choices)
     parameters = _parameters(config, seat, spec, partition, choices, progress)
     progress("sizing the KV cache")
-    memory = plan_memory(ledger, _memory_request(config, seat, spec))
-    memory_by_rank = _agree_on_memory(memory, group, device)
-    limits = _limits(config, spec, memory_by_rank[0])
-    choices = choices.with_choice(_capacity_choice(memory_by_rank[0], limits))
-    progress(memory_by_rank[0].room(limits.max_model_len))
-    kv = PagedKV(
-        spec.num_layers,
-        partition.num_kv_heads(seat.rank),
-        spec.head_dim,
-        kv_layout(partition, seat.rank, memory_by_rank[0]),
-        choices.kv_dtype,
-        device,
-    )
+    memory_by_rank = size_cache(config, seat, ledger, group, device)
+    memory = memory_by_rank[seat.rank]
+    limits = _limits(config, spec, memory)
+    choices = choices.with_choice(capacity_choice(memory, limits.max_model_len))
+    progress(memory.room(limits.max_model_len))
+    cache = open_cache(spec, partition, seat.rank, memory, choices.kv_dtype, device)
+    attention, choices = _attention(choices)
     largest_bytes = (
         config.max_num_batched_tokens * spec.hidden_size * choices.compute_dtype.num_bytes
     )
@@ -164,20 +159,21 @@ def _load_and_size(
             partition=partition,
             rank=seat.rank,
             parameters=parameters,
-            kv=kv,
-            bind_attention=bind_attention,
+            kv=cache.kv,
+            bind_attention=attention.bind_attention,
             bind_reduce=lambda site: group.bind_all_reduce(largest_bytes, choices.compute_dtype),
             all_gather=group.all_gather,
             sample=bind_sample(),
-            shared_kv=SharedKV(bind_partial_attention, kv_group.all_gather, kv_group.all_to_all)
+            shared_kv=SharedKV(
+                attention.bind_partial_attention, kv_group.all_gather, kv_group.all_to_all
+            )
             if partition.kv_group_size > 1
             else None,
         )
     )
-    rows = _row_store(spec, choices, limits, kv.layout, device)
+    rows = _row_store(spec, choices, limits, cache.kv.layout, device)
     sites = _collective_sites(ledger, group, kv_group)
-    host_blocks = HostTier(kv, limits.num_host_blocks) if limits.num_host_blocks else None
-    worker = Worker(WorkerParts(program, rows, kv, host_blocks, group, device, sites))
+    worker = Worker(WorkerParts(program, rows, cache.kv, cache.host, group, device, sites))
     return Assembly(
         config,
         seat,
@@ -190,6 +186,7 @@ def _load_and_size(
         memory_by_rank,
         limits,
         worker,
+        cache,
     )
 
 
@@ -217,22 +214,20 @@ def _row_store(
     return RowStore(held, rotary, device)
 
 
+def _attention(choices: ExecutionChoices) -> tuple[AttentionBackend, ExecutionChoices]:
+    """The backend, with the reason on record."""
+    if choices.device_type != "cpu":
+        native, said = None, "on a GPU"
+    else:
+        dtypes = to_torch(choices.compute_dtype), to_torch(choices.kv_dtype)
+        native, said = load_native_attention(choices.num_threads, dtypes)
+    choice = attention_choice(native is not None, said)
+    return native or ReferenceAttention(), choices.with_choice(choice)
+
+
 def _collective_sites(ledger: CostLedger, group: Group, kv_group: Group) -> dict[str, Group]:
     sites = [op for op in ledger.op_ids() if ledger.kind(op).is_collective]
     return {op: kv_group if op.endswith(SHARED_KV_OPS) else group for op in sites}
-
-
-def kv_layout(partition: Partition, rank: int, memory: MemoryPlan) -> KVLayout:
-    """Where `rank` keeps which of the blocks that `memory` counts."""
-    return KVLayout(
-        memory.block_size, memory.num_blocks, partition.kv_group_size, partition.kv_place(rank)
-    )
-
-
-def _capacity_choice(memory: MemoryPlan, limits: SchedulerLimits) -> Choice:
-    words = memory.room(limits.max_model_len)
-    value, _, reason = words.partition(": ")
-    return Choice("KV cache", value, reason)
 
 
 def make_ledger(
@@ -285,36 +280,6 @@ def _parameters(
 
     with CheckpointReader(config.model_dir) as reader:
         return load_parameters(reader, wanted, seat.rank, allocate, report)
-
-
-def _memory_request(config: EngineConfig, seat: Seat, spec: ModelSpec) -> MemoryRequest:
-    """What this rank may still take; its weights are in memory already."""
-    if seat.device == "cpu":
-        available = available_memory_bytes() // seat.local_world
-    else:
-        available = torch.cuda.mem_get_info(torch.device(seat.device))[0]
-    return MemoryRequest(
-        available_bytes=int(available * config.memory_utilization),
-        kv_bytes=config.kv_bytes,
-        block_size=config.block_size,
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-        max_model_len=config.max_model_len or spec.max_position,
-        host_bytes=config.kv_host_bytes,
-    )
-
-
-def _agree_on_memory(
-    mine: MemoryPlan, group: Group, device: torch.device
-) -> tuple[MemoryPlan, ...]:
-    """Every rank's plan, all with the number of blocks that the tightest rank has room for."""
-    if group.size == 1:
-        return (mine,)
-    payloads = gather_bytes(group, msgspec.msgpack.encode(mine), device)
-    plans = [msgspec.msgpack.decode(payload, type=MemoryPlan) for payload in payloads]
-    num_blocks = min(plan.num_blocks for plan in plans)
-    num_host_blocks = min(plan.num_host_blocks for plan in plans)
-    return tuple(plan.with_blocks(num_blocks, num_host_blocks) for plan in plans)
 
 
 def _limits(config: EngineConfig, spec: ModelSpec, memory: MemoryPlan) -> SchedulerLimits:

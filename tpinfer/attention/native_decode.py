@@ -1,0 +1,214 @@
+"""Decode rows through the compiled kernel of paged_decode.c: one call a layer for all rows that
+bring one token, keys and values read where they lie. Prompts, and heads the kernel was not made
+for, go through `reference`.
+
+Set-up compiles it (`python -m tpinfer.attention.native_decode`); a rank that finds no library
+compiles it itself, which takes some seconds. Takes CPU tensors.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tpinfer.attention.interface import (
+    AttentionCall,
+    HeadLayout,
+    PartialAttentionCall,
+    SequenceSpan,
+)
+from tpinfer.attention.paged_kv import LayerKV
+from tpinfer.attention.reference import bind_attention, bind_partial_attention
+from tpinfer.numerics.native_library import build_library
+
+SOURCE = Path(__file__).with_name("paged_decode.c")
+_CODES = {
+    torch.float32: 0,
+    torch.bfloat16: 1,
+    torch.float16: 2,
+    torch.int8: 3,
+    torch.float8_e4m3fn: 4,
+}
+"""The enum in paged_decode.c."""
+_MOST_GROUP, _MOST_DIM = 32, 256
+"""The kernel's room for query heads that share a KV head, and for a head's values."""
+
+
+class _Attention(ctypes.Structure):
+    """struct attention of paged_decode.c."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                *("keys", "values", "key_scales", "value_scales", "queries", "out", "lse"),
+                *("tokens", "run_offsets", "run_starts", "run_lengths"),
+            )
+        ),
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                *("num_rows", "num_kv_heads", "group_size", "head_dim", "head_slots"),
+                *("query_stride", "query_dtype", "cache_dtype", "num_threads"),
+            )
+        ),
+        ("scale", ctypes.c_double),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The decode rows of a step, and where their keys lie, as the kernel takes them."""
+
+    spans: Sequence[SequenceSpan]
+    """Of the whole step."""
+    others: Sequence[SequenceSpan]
+    """Those that bring several tokens."""
+    num_rows: int
+    columns: tuple[torch.Tensor, ...]
+    """int32: token of each row; offsets of its runs; their first slots; their lengths."""
+
+
+class NativeAttention:
+    """The compiled kernel, bound layer by layer. What it makes of a step's spans is kept for the
+    step's other layers."""
+
+    def __init__(self, library: ctypes.CDLL, num_threads: int) -> None:
+        self._attend = library.attend
+        self._attend.argtypes = [ctypes.c_void_p]
+        self._attend.restype = None
+        self._num_threads = num_threads
+        self._rows: dict[bool, _Rows] = {}
+
+    def bind_attention(
+        self, layout: HeadLayout, head_dim: int, window: int | None
+    ) -> AttentionCall:
+        """As `reference.bind_attention`."""
+        plain = bind_attention(layout, head_dim, window)
+        if not _is_made_for(layout, head_dim):
+            return plain
+        slides = window is not None
+
+        def attend(
+            query_THD: torch.Tensor, cache: LayerKV, spans: Sequence[SequenceSpan]
+        ) -> torch.Tensor:
+            rows = self._rows_of(spans, slides)
+            if not rows.num_rows:
+                return plain(query_THD, cache, spans)
+            out = torch.empty(query_THD.shape, dtype=query_THD.dtype)
+            self._run(layout, rows, query_THD, cache, out, None)
+            for span in rows.others:
+                part = slice(span.first_token, span.first_token + span.num_tokens)
+                out[part] = plain(query_THD, cache, (span,))
+            return out
+
+        return attend
+
+    def bind_partial_attention(
+        self, layout: HeadLayout, head_dim: int, window: int | None
+    ) -> PartialAttentionCall:
+        """As `reference.bind_partial_attention`."""
+        plain = bind_partial_attention(layout, head_dim, window)
+        if not _is_made_for(layout, head_dim):
+            return plain
+        slides = window is not None
+
+        def attend(
+            query_THD: torch.Tensor, cache: LayerKV, spans: Sequence[SequenceSpan]
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            rows = self._rows_of(spans, slides)
+            if not rows.num_rows:
+                return plain(query_THD, cache, spans)
+            out = torch.empty(query_THD.shape, dtype=query_THD.dtype)
+            lse = torch.empty(query_THD.shape[:2], dtype=torch.float32)
+            self._run(layout, rows, query_THD, cache, out, lse)
+            for span in rows.others:
+                part = slice(span.first_token, span.first_token + span.num_tokens)
+                out[part], lse[part] = plain(query_THD, cache, (span,))
+            return out, lse
+
+        return attend
+
+    def _rows_of(self, spans: Sequence[SequenceSpan], slides: bool) -> _Rows:
+        found = self._rows.get(slides)
+        if found is None or found.spans is not spans:  # held, so its identity is its own
+            found = self._rows[slides] = _decode_rows(spans, slides)
+        return found
+
+    def _run(
+        self,
+        layout: HeadLayout,
+        rows: _Rows,
+        query_THD: torch.Tensor,
+        cache: LayerKV,
+        out_THD: torch.Tensor,
+        lse_TH: torch.Tensor | None,
+    ) -> None:
+        if query_THD.stride()[1:] != (query_THD.shape[2], 1):
+            query_THD = query_THD.contiguous()
+        stored, scales = cache.values_2KSD, cache.scales_2KS
+        key_scales, value_scales = (None, None) if scales is None else scales.unbind(0)
+        call = _Attention(
+            *(stored[0].data_ptr(), stored[1].data_ptr()),
+            *(None if s is None else s.data_ptr() for s in (key_scales, value_scales)),
+            *(query_THD.data_ptr(), out_THD.data_ptr()),
+            None if lse_TH is None else lse_TH.data_ptr(),
+            *(column.data_ptr() for column in rows.columns),
+            *(rows.num_rows, layout.num_kv_heads, layout.group_size, query_THD.shape[2]),
+            *(stored.shape[2], query_THD.stride(0), _CODES[query_THD.dtype]),
+            *(_CODES[cache.dtype], self._num_threads, query_THD.shape[2] ** -0.5),
+        )
+        self._attend(ctypes.addressof(call))
+
+
+def _is_made_for(layout: HeadLayout, head_dim: int) -> bool:
+    return layout.is_whole and layout.group_size <= _MOST_GROUP and head_dim <= _MOST_DIM
+
+
+def _decode_rows(spans: Sequence[SequenceSpan], slides: bool) -> _Rows:
+    tokens: list[int] = []
+    offsets, starts, lengths = [0], [], []
+    others: list[SequenceSpan] = []
+    for span in spans:
+        if span.num_tokens > 1:
+            others.append(span)
+            continue
+        tokens.append(span.first_token)
+        keys = span.window_keys if slides and span.window_keys is not None else span.keys
+        for start, length in keys.runs:
+            starts.append(start)
+            lengths.append(length)
+        offsets.append(len(starts))
+    columns = tuple(
+        torch.tensor(column, dtype=torch.int32) for column in (tokens, offsets, starts, lengths)
+    )
+    return _Rows(spans, others, len(tokens), columns)
+
+
+def load_native_attention(
+    num_threads: int, dtypes: Sequence[torch.dtype]
+) -> tuple[NativeAttention | None, str]:
+    """(the kernel, where it came from), or (None, why it cannot be had). `dtypes`: what is computed
+    in and what is stored."""
+    unknown = [str(dtype) for dtype in dtypes if dtype not in _CODES]
+    if unknown:
+        return None, f"the compiled kernel does not know {', '.join(unknown)}"
+    path, reason = build_library(SOURCE, ("-fopenmp",))
+    if path is None:
+        return None, reason
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        return None, f"{path} cannot be loaded: {error}; delete it"
+    if library.attention_struct_bytes() != ctypes.sizeof(_Attention):
+        return None, f"{path} is of another version; delete it"
+    if torch.float16 in dtypes and not library.knows_float16():
+        return None, "the C compiler knows no float16"
+    return NativeAttention(library, num_threads), reason
+
+
+if __name__ == "__main__":
+    built, said = build_library(SOURCE, ("-fopenmp",))
+    print(f"native decode attention: {built or 'not built, plain torch is used'} ({said})")
