@@ -23,7 +23,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", nargs="?", default="story")
     args = parser.parse_args()
-    from tpinfer.bench.offline import Batch, run_batch
+    from tpinfer.bench.offline import requests_of, run_batch
+    from tpinfer.bench.workload import RandomWorkload
     from tpinfer.config.dtypes import DType
     from tpinfer.config.engine import EngineConfig
     from tpinfer.costs.ops import aggregate
@@ -42,8 +43,8 @@ def main() -> None:
     )
     engine = open_engine(config, Seat(0, 1, 0, 1, "cpu", "counters-cost", 0, "single"))
     vocab = engine._assembly.spec.vocab_size
-    run_batch(engine, Batch(1, 32, 4).requests(vocab))
-    run = run_batch(engine, Batch(1, 32, 40).requests(vocab))
+    run_batch(engine, requests_of(RandomWorkload(1, 32, 4).samples(vocab)))
+    run = run_batch(engine, requests_of(RandomWorkload(1, 32, 40).samples(vocab, 1)))
     step_us = statistics.median(run.timings[0].itl_s) * 1e6
     num_ops = len(engine._worker.program)
     aggregates = aggregate([1], [40], num_logit_rows=1)

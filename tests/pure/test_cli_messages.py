@@ -228,10 +228,46 @@ def test_prompts_are_read_before_anything_starts(
         (["latency", "--input-len", "0"], ["--input-len 0", "1 or more"]),
         (["latency", "--num-iters-warmup", "-1"], ["--num-iters-warmup -1", "0 or more"]),
         (["throughput", "--tp", "99"], ["tp=99", "--tp between 1 and"]),
+        (["latency", "--output-len", "0"], ["--output-len 0", "1 or more"]),
+        (["throughput", "--num-prompts", "0"], ["--num-prompts 0", "1 or more"]),
+        (["latency", "--n", "0"], ["--n 0", "1 or more"]),
+        (["latency", "--n", "2"], ["--n 2", "one continuation", "more prompts"]),
+        (["latency", "--input-len", "9000"], ["9128 tokens", "lower --input-len"]),
+        (
+            ["latency", "--max-model-len", "50", "--input-len", "40", "--output-len", "11"],
+            ["51 tokens", "--max-model-len is 50", "lower"],
+        ),
+        (["throughput", "--random-range-ratio", "1"], ["--random-range-ratio 1.0", "below 1"]),
+        (["throughput", "--prefix-len", "-1"], ["--prefix-len -1", "0 or more"]),
+        (["throughput", "--dataset-name", "hf"], ["hf", "downloaded", "--dataset-path"]),
+        (["throughput", "--dataset-name", "c4"], ["c4", "not known", "random", "sharegpt"]),
+        (["throughput", "--dataset-name", "sharegpt"], ["sharegpt", "needs --dataset-path"]),
+        (["throughput", "--dataset-name", "random", "--dataset-path", "x"], ["not for", "random"]),
+        (["throughput", "--dataset", "/no/such.json"], ["/no/such.json", "cannot be read"]),
+        (["latency", "--dataset-name", "prefix_repetition"], ["latency times one batch"]),
+        (
+            ["throughput", "--dataset-name", "prefix_repetition", "--num-prompts", "9"],
+            ["--num-prompts 9", "num-prefixes 10", "lower"],
+        ),
+        (["throughput", "--backend", "hf"], ["--backend hf", "own engine"]),
+        (["latency", "--use-beam-search"], ["--use-beam-search", "no beam search", "leave it out"]),
+        (["throughput", "--hf-subset", "x"], ["--hf-subset", "nothing is downloaded"]),
+        (["throughput", "--async-engine"], ["--async-engine", "leave it out"]),
+        (["latency", "--temperature", "-1"], ["temperature=-1.0", "0 (greedy) or more"]),
     ],
 )
 def test_bench(argv: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     says(refusal(capsys, "bench", *argv), words)
+
+
+def test_a_dataset_of_texts_needs_a_tokenizer(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text('{"prompt": "x"}\n')
+    argv = ["--model", str(model), "--dataset-name", "custom", "--dataset-path", str(lines)]
+    text = refusal(capsys, "bench", "throughput", *argv)
+    says(text, [str(lines), "is text", "no tokenizer.json", "random prompts"])
 
 
 def test_a_failure_that_is_no_mistake_in_the_call_is_not_hidden(

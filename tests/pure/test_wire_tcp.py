@@ -340,6 +340,19 @@ def test_addresses_that_cannot_be_listened_on() -> None:
         TcpPlanWriter(HERE, writer.port, RUN, [1])
 
 
+def test_a_name_that_is_the_loopback_at_home_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some systems give their own name 127.0.1.1: rank 0 would listen where nobody comes."""
+
+    def resolve(*_: object, **__: object) -> list[tuple[object, ...]]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.1.1", 0))]
+
+    monkeypatch.setattr("tpinfer.steps.sockets.socket.getaddrinfo", resolve)
+    with pytest.raises(ConfigError, match=r"MASTER_ADDR=node7 is the loopback 127\.0\.1\.1 on"):
+        TcpPlanWriter("node7", 0, RUN, [1])
+    for name in ("localhost", "127.0.1.1", "::1"):
+        TcpPlanWriter(name, 0, RUN, [1]).close()
+
+
 def test_the_writer_listens_on_the_address_asked_for_alone() -> None:
     with writer_of(3) as writer:
         assert writer._admission is not None

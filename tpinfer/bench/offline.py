@@ -6,18 +6,22 @@ added up, so its wall is the sum over their requests.
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter_ns
 
-from tpinfer.bench.workload import random_prompts
+from tpinfer.bench.workload import Sample, check_continuations
 from tpinfer.config.sampling import SamplingParams
 from tpinfer.engine.attribution import Attribution
 from tpinfer.engine.metrics import RunReport
 from tpinfer.engine.rank_engine import Engine
 from tpinfer.engine.requests import GenerationRequest, Timing
+from tpinfer.text.detokenizer import Detokenizer
+from tpinfer.text.tokenizer import Tokenizer
 
 PERCENTILES = (10, 25, 50, 75, 90, 99)
+Requests = Callable[[int], Sequence[GenerationRequest]]
+"""What a run hands over, by its number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,27 +97,31 @@ class BenchResult:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What one run hands over."""
+def requests_of(
+    samples: Sequence[Sample], n: int = 1, temperature: float = 0.0
+) -> list[GenerationRequest]:
+    """Requests that run to their full length, with `n` continuations each. Raises ConfigError for
+    an n that the engine does not take."""
+    check_continuations(n)
+    return [
+        GenerationRequest(
+            sample.prompt_token_ids,
+            SamplingParams(temperature=temperature, max_tokens=sample.output_len, ignore_eos=True),
+        )
+        for sample in samples
+    ]
 
-    num_prompts: int
-    input_len: int
-    output_len: int
-    seed: int = 0
 
-    def requests(self, vocab_size: int) -> list[GenerationRequest]:
-        """Greedy requests that run to their full length. Raises ConfigError for lengths below 1."""
-        params = SamplingParams(temperature=0.0, max_tokens=self.output_len, ignore_eos=True)
-        prompts = random_prompts(self.num_prompts, self.input_len, vocab_size, self.seed)
-        return [GenerationRequest(prompt, params) for prompt in prompts]
-
-
-def run_batch(engine: Engine, requests: Sequence[GenerationRequest]) -> BenchRun:
-    """Hand the requests over once and wait for the last token. A collective call at its end."""
+def run_batch(
+    engine: Engine, requests: Sequence[GenerationRequest], tokenizer: Tokenizer | None = None
+) -> BenchRun:
+    """Hand the requests over once and wait for the last token, turned into text where there is a
+    tokenizer. A collective call at its end."""
     began_ns = perf_counter_ns()
-    for _ in engine.generate(requests):
-        continue
+    texts = [Detokenizer(tokenizer) for _ in requests] if tokenizer is not None else None
+    for event in engine.generate(requests):
+        if texts is not None:
+            texts[event.index].push(event.token_id)
     wall_s = (perf_counter_ns() - began_ns) / 1e9
     results = engine.results()
     return BenchRun(
@@ -126,9 +134,14 @@ def run_batch(engine: Engine, requests: Sequence[GenerationRequest]) -> BenchRun
 
 
 def measure(
-    engine: Engine, requests: Sequence[GenerationRequest], num_warmups: int, num_iters: int
+    engine: Engine,
+    requests: Requests,
+    num_warmups: int,
+    num_iters: int,
+    tokenizer: Tokenizer | None = None,
 ) -> BenchResult:
     """`num_warmups` runs that are not counted, then `num_iters` that are."""
-    for _ in range(num_warmups):
-        run_batch(engine, requests)
-    return BenchResult([run_batch(engine, requests) for _ in range(num_iters)])
+    runs = [
+        run_batch(engine, requests(number), tokenizer) for number in range(num_warmups + num_iters)
+    ]
+    return BenchResult(runs[num_warmups:])

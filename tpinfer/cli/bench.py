@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tpinfer.cli.bench_flags import check_workload, dataset_flags, read_workload, workload_flags
 from tpinfer.cli.generate_flags import (
     check_output,
     check_placement,
@@ -24,13 +25,16 @@ from tpinfer.config.errors import ConfigError
 from tpinfer.config.huggingface import read_model_spec
 
 if TYPE_CHECKING:
-    from tpinfer.bench.offline import Batch, BenchResult
+    from tpinfer.bench.offline import BenchResult
     from tpinfer.engine.rank_engine import Engine
+    from tpinfer.engine.requests import GenerationRequest
     from tpinfer.launching.seat import Seat
+    from tpinfer.text.tokenizer import Tokenizer
 
 EPILOG = """examples:
   tpinfer bench latency --tp 2 --batch-size 1 --input-len 32 --output-len 128
   tpinfer bench throughput --tp 2 --num-prompts 64 --input-len 16 --output-len 128 --json out.json
+  tpinfer bench throughput --dataset-name sharegpt --dataset-path talk.json --num-prompts 200
   tpinfer bench latency --model shape:qwen3-0.6b --tp 2 --num-iters 3 --profile traces
 """
 
@@ -42,17 +46,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="latency: one batch, again and again; throughput: all prompts at once",
     )  # fmt: skip
     model_flags(parser.add_argument_group("model and ranks"))
-    group = parser.add_argument_group("workload")
-    for flag, default, text in (
-        ("--input-len", 32, "tokens of each prompt"),
-        ("--output-len", 128, "tokens generated for each"),
-        ("--batch-size", 8, "latency: prompts in a batch"),
-        ("--num-prompts", 64, "throughput: prompts in all"),
-        ("--num-iters-warmup", 1, "runs before any is counted"),
-        ("--num-iters", 5, "runs that are counted"),
-        ("--seed", 0, "key of the prompts"),
-    ):
-        group.add_argument(flag, type=int, default=default, metavar="N", help=f"{text} ({default})")
+    workload_flags(parser.add_argument_group("workload"))
+    dataset_flags(parser.add_argument_group("datasets (throughput)"))
     output = parser.add_argument_group("output")
     output.add_argument("--json", metavar="FILE", help="our keys: ttft_s, tpot_s, attribution, ...")
     output.add_argument("--output-json", metavar="FILE", help="the keys that vLLM's command writes")
@@ -76,16 +71,15 @@ def _check(args: argparse.Namespace, tp: int) -> None:
     for flag, name in (("--json", args.json), ("--output-json", args.output_json)):
         if name is not None:
             check_output(flag, name)
-    for name in ("input_len", "output_len", "batch_size", "num_prompts", "num_iters"):
-        if getattr(args, name) < 1:
-            flag = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{flag} {getattr(args, name)} must be 1 or more")
-    if args.num_iters_warmup < 0:
-        raise ConfigError(f"--num-iters-warmup {args.num_iters_warmup} must be 0 or more")
+    check_workload(args, spec)
+    if args.dataset_path and not (config.model_dir / "tokenizer.json").is_file():
+        raise ConfigError(
+            f"--dataset-path {args.dataset_path} is text, and {config.model_dir} has no "
+            "tokenizer.json; use random prompts, or a model with a tokenizer"
+        )
 
 
 def _run_rank(args: argparse.Namespace, seat: "Seat") -> int:
-    from tpinfer.bench.offline import Batch
     from tpinfer.engine.rank_engine import open_engine
 
     tp = seat.world if args.tp is None else args.tp
@@ -98,35 +92,52 @@ def _run_rank(args: argparse.Namespace, seat: "Seat") -> int:
         return 0
     if seat.launcher not in ("tpinfer", "single"):
         _check(args, tp)
-    count = args.batch_size if args.what == "latency" else args.num_prompts
-    batch = Batch(count, args.input_len, args.output_len, args.seed)
+    tokenizer = _tokenizer(config.model_dir, is_needed=bool(args.dataset_path))
     progress = Progress(sys.stderr)
     engine = open_engine(config, seat, progress.show)
     progress.finish()
     with closing(engine):
-        result = _measure(args, engine, batch, read_model_spec(config.model_dir).vocab_size)
+        vocab_size = read_model_spec(config.model_dir).vocab_size
+        result = _measure(args, engine, vocab_size, tokenizer)
     _print(args, result)
     _write(args, result)
     return 0
 
 
-def _measure(
-    args: argparse.Namespace, engine: "Engine", batch: "Batch", vocab_size: int
-) -> "BenchResult":
-    from tpinfer.bench.offline import measure, run_batch
+def _tokenizer(directory: Path, is_needed: bool) -> "Tokenizer | None":
+    """The model's; None where a shape has none and random prompts need none. Raises
+    CheckpointError for one that is needed."""
+    from tpinfer.text.tokenizer import Tokenizer
 
-    requests = batch.requests(vocab_size)
+    return Tokenizer(directory) if is_needed or (directory / "tokenizer.json").is_file() else None
+
+
+def _measure(
+    args: argparse.Namespace, engine: "Engine", vocab_size: int, tokenizer: "Tokenizer | None"
+) -> "BenchResult":
+    from tpinfer.bench.offline import measure, requests_of, run_batch
+
+    workload = read_workload(args, tokenizer.encode if tokenizer is not None else _no_text)
+
+    def requests(run: int) -> "list[GenerationRequest]":
+        return requests_of(workload.samples(vocab_size, run), args.n, args.temperature)
+
     if args.nvtx:
         engine.use_nvtx()
-    result = measure(engine, requests, args.num_iters_warmup, args.num_iters)
+    shown = None if args.disable_detokenize else tokenizer
+    result = measure(engine, requests, args.num_iters_warmup, args.num_iters, shown)
     recording = recording_request(args)
     if recording is not None:
         # A run of its own behind the counted ones: a recorder stretches what it records.
         engine.record(recording)
-        run_batch(engine, requests)
+        run_batch(engine, requests(args.num_iters_warmup + args.num_iters), shown)
         for warning in engine.write_recording(["tpinfer", *sys.argv[1:]]):
             print(f"warning: {warning}", file=sys.stderr)
     return result
+
+
+def _no_text(text: str) -> list[int]:
+    raise AssertionError("a dataset of texts has a tokenizer")
 
 
 def _print(args: argparse.Namespace, result: "BenchResult") -> None:

@@ -7,10 +7,10 @@ token, which itself never crosses.
                                 32 random bytes, 32 proof
     rank 0 -> rank    answer    1 code, 32 proof
 
-A proof is HMAC-SHA256, with the token's digest as key, over a label for the direction, both greetings and
-everything random in the exchange, so that neither can be replayed or sent back. The answer proves
-that rank 0 holds the token too. Frames behind the handshake are neither encrypted nor signed: the
-hosts' network is trusted not to alter them.
+A proof is HMAC-SHA256, with the token's digest as key, over a label for the direction, both
+greetings and everything random in the exchange, so that neither can be replayed or sent back. The
+answer proves that rank 0 holds the token too. Frames behind the handshake are neither encrypted nor
+signed: the hosts' network is trusted not to alter them.
 
 Bytes in, bytes out; sockets and time-outs are in `steps.admission` and `steps.tcp_reader`.
 """

@@ -104,8 +104,8 @@ class PlanReader(ABC):
     def fail_step(self, step_id: int, code: int, message: str) -> None:
         """Say that this rank could not do a step but lives on.
 
-        Call it before the step's last collective: once rank 0 is through that, it has only to look.
-        `code` must be positive.
+        Call it before the step's last collective: on one host, rank 0 has only to look once it is
+        through that; from another host the word may come a moment later. `code` must be positive.
         """
 
     @abstractmethod

@@ -2,6 +2,7 @@
 by the kernel when the other host is gone."""
 
 import contextlib
+import ipaddress
 import socket
 import time
 from typing import Any
@@ -25,15 +26,33 @@ def listen(address: str, port: int) -> socket.socket:
         ) from error
     failure: OSError | None = None
     for family, kind, protocol, _, place in found:
+        if _is_loopback(place[0]) and not _means_loopback(address):
+            continue
         try:
             return _listen_on(socket.socket(family, kind, protocol), place)
         except OSError as error:
             failure = error
+    if failure is None:
+        raise ConfigError(
+            f"MASTER_ADDR={address} is the loopback {found[0][4][0]} on rank 0's own host (look at "
+            "its /etc/hosts), where no other host can reach it; give its address in their network"
+        )
     raise ConfigError(
-        f"rank 0 cannot listen on {address} port {port} "
-        f"({failure.strerror if failure else 'no address'}); MASTER_ADDR must be an address of its "
-        "host, and TPINFER_PLAN_PORT a free port"
+        f"rank 0 cannot listen on {address} port {port} ({failure.strerror}); MASTER_ADDR must be "
+        "an address of its host, and TPINFER_PLAN_PORT a free port"
     ) from failure
+
+
+def _is_loopback(host: object) -> bool:
+    try:
+        return ipaddress.ip_address(str(host).partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def _means_loopback(address: str) -> bool:
+    """Whether whoever wrote the address must have meant this host alone."""
+    return _is_loopback(address) or "localhost" in address.lower()
 
 
 def _listen_on(listener: socket.socket, place: Any) -> socket.socket:

@@ -37,6 +37,7 @@ _RETRY_S, _ATTEMPT_S, _LAST_WORDS_S = 0.05, 10.0, 1.0
 _POLL_MS, _WAIT_MS = 1, 50
 _RECEIVE_BYTES = 1 << 18
 _MOST_UNSENT_BYTES = 1 << 16
+_MOST_UNREAD = 256
 
 
 class TcpPlanReader(PlanReader):
@@ -131,7 +132,8 @@ class TcpPlanReader(PlanReader):
 
     def fail_step(self, step_id: int, code: int, message: str) -> None:
         """Say that this rank could not do a step but lives on; the message is cut to 96 bytes.
-        Never waits. Call it before the step's last collective."""
+        Never waits. Call it before the step's last collective: rank 0 hears of it about when that
+        ends, if not before, and the step is named."""
         check_code(code)
         self._connected()
         fields = STEP_FAILED_FIELDS.pack(step_id, code)
@@ -181,8 +183,9 @@ class TcpPlanReader(PlanReader):
         self._connection = None
         end_sending(connection)
         with contextlib.suppress(OSError):
-            while connection.recv(_RECEIVE_BYTES):  # unread bytes would make the kernel drop LEFT
-                continue
+            for _ in range(_MOST_UNREAD):  # what stays unread would make the kernel drop LEFT
+                if not connection.recv(_RECEIVE_BYTES):
+                    break
         connection.close()
 
 
