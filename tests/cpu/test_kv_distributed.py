@@ -98,8 +98,6 @@ def logits(
         found = []
         for plan in plans:
             found.append(run_step(program, rows, plan).logits.clone())
-            for row, count, _ in plan.parts():
-                rows.rows[row].num_computed += count
         return torch.cat(found)
 
     found = run_ranks(tp, work)

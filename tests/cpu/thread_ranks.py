@@ -146,7 +146,6 @@ def prefill_logits(
             blocks = ((0, *range(NUM_BLOCKS)),) if step == 0 else ()
             plan = StepPlan(step, (0,), (1,), (1,), blocks)
             logits.append(run_step(program, rows, plan).logits.clone())
-            rows.rows[0].num_computed += 1
         return torch.cat(logits)
 
     found = run_ranks(tp, work)
@@ -156,7 +155,7 @@ def prefill_logits(
 
 
 def run_step(program: list[Op], rows: RowStore, plan: StepPlan) -> Activations:
-    """What a step leaves behind; the rows do not move on."""
+    """What a step leaves behind."""
     inputs, acts = rows.build(plan), Activations()
     for op in program:
         op.call(acts, inputs)

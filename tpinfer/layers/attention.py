@@ -72,7 +72,7 @@ def bind_merge(all_to_all: Exchange, num_heads: int) -> OpCall:
     def merge(acts: Activations, step: StepInputs) -> None:
         parts = torch.empty_like(acts.partial)
         all_to_all(parts, acts.partial)
-        acts.mixed = merge_parts(parts[:, :, :num_heads]).to(acts.qkv.dtype).flatten(1)
+        acts.mixed = merge_parts(parts[:, :, :num_heads]).to(step.cos.dtype).flatten(1)
 
     return merge
 
