@@ -2,6 +2,7 @@
 cause moves."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from tests.pure.recorded_runs import (
     CEILINGS,
     DECODE,
     PREFILL,
+    SPEC,
     attributor,
     delayed,
     even_step,
@@ -25,9 +27,11 @@ from tests.pure.recorded_runs import (
 from tpinfer.config.dtypes import DType
 from tpinfer.costs.bound import classify
 from tpinfer.costs.leaves import LEAVES, ROLLUP
-from tpinfer.costs.step_record import HostSpan, Measurements
+from tpinfer.costs.ledger import CostLedger
+from tpinfer.costs.step_record import HostSpan, Measurements, StepRecord
 from tpinfer.engine.attribution import Attribution, Attributor, RankSplit
 from tpinfer.engine.timeline import StepClassifier, match_collectives, op_starts
+from tpinfer.sharding.partition import partition_model
 
 moments = st.integers(0, 4000)
 
@@ -197,9 +201,49 @@ def test_a_ranks_own_stamps_split_what_the_others_lost() -> None:
 def test_steps_of_different_programs_stay_unsplit() -> None:
     step = even_step(2, 0, 0)
     shorter = record(0, 0, [1000] * (len(step.op_ends_ns) - 1))
-    mask = np.array([i in collectives() for i in range(len(step.op_ends_ns))])
-    assert match_collectives([step, shorter], mask) is None
-    assert match_collectives([step, step], mask) is not None
+    num_met = np.array([2 * (i in collectives()) for i in range(len(step.op_ends_ns))])
+    assert match_collectives([step, shorter], num_met) is None
+    assert match_collectives([step, step], num_met) is not None
+
+
+def in_lock_step(group: Sequence[CostLedger], delays_ns: Mapping[tuple[int, str], int]):
+    """One step of all ranks: every op takes 1000 ns and what `delays_ns` adds for (rank, op); a
+    collective's begin when the last rank that meets in it has come."""
+    now = [0] * len(group)
+    ends: list[list[int]] = [[] for _ in group]
+    for op in group[0].op_ids():
+        size = group[0].num_met(op)
+        for rank in range(len(group)):
+            now[rank] += delays_ns.get((rank, op), 0)
+        if size:
+            firsts = range(0, len(group), size)
+            now = [max(now[first : first + size]) for first in firsts for _ in range(size)]
+        for rank in range(len(group)):
+            now[rank] += 1000
+            ends[rank].append(now[rank])
+    return [
+        Measurements(rank, [StepRecord(0, "decode", DECODE, 0, mine[-1], 0, mine)], [])
+        for rank, mine in enumerate(ends)
+    ]
+
+
+def test_ranks_that_share_a_kv_head_wait_for_each_other_alone() -> None:
+    cut = partition_model(SPEC, 4, None, "auto")
+    assert cut.kv_group_size == 2
+    group = [CostLedger(SPEC, cut, r, DType.FLOAT32, DType.FLOAT32) for r in range(4)]
+    assert {group[0].num_met(op) for op in group[0].op_ids()} == {0, 2, 4}
+
+    def leaves(delay_ns: int) -> list[Mapping[str, int]]:
+        measured = in_lock_step(group, {(3, "layers.0.attn.qkv"): delay_ns})
+        judged = Attributor(measured, group, [CEILINGS] * 4)
+        end_ns = measured[0].records[0].end_ns
+        return [split.leaves for split in judged.attribute(0, end_ns).ranks]
+
+    even, late = leaves(0), leaves(500)
+    assert [mine.get("comm_wait", 0) for mine in even] == [0, 0, 0, 0]
+    # Rank 2 waits in the gather of queries; 0 and 1 not before all ranks meet, behind attention.
+    assert [mine.get("comm_wait", 0) for mine in late] == [500, 500, 500, 0]
+    assert [m["comm_transfer"] for m in late] == [m["comm_transfer"] for m in even]
 
 
 def test_one_rank_has_no_collectives_and_no_warning() -> None:

@@ -9,7 +9,7 @@ from functools import cached_property, reduce
 from tpinfer.config.dtypes import DType
 from tpinfer.config.kv_cache import kv_vector_bytes
 from tpinfer.config.model import ModelSpec
-from tpinfer.costs.decoder_ops import DecoderOps, PricedOp
+from tpinfer.costs.decoder_ops import SHARED_KV_OPS, DecoderOps, PricedOp
 from tpinfer.costs.ops import OpCost, OpFormula, OpKind, StepAggregates
 from tpinfer.sharding.parameters import decoder_parameters
 from tpinfer.sharding.partition import Partition
@@ -46,6 +46,14 @@ class CostLedger:
     def kind(self, op_id: str) -> OpKind:
         """Kind of an op. Raises KeyError for an id the program lacks."""
         return self._program[self._index[op_id]][1]
+
+    def num_met(self, op_id: str) -> int:
+        """Adjoining ranks that wait for each other in an op: all, those that share this rank's KV
+        head, or none (0)."""
+        if not self.kind(op_id).is_collective:
+            return 0
+        is_shared = op_id.endswith(SHARED_KV_OPS)
+        return self.partition.kv_group_size if is_shared else self.partition.size
 
     def op_formula(self, op_id: str) -> OpFormula:
         """Formulas of an op. Equal ops of equal layers share one object."""

@@ -195,7 +195,7 @@ class Attributor:
             same = [steps[step_id] for steps in by_step if step_id in steps]
             found = None
             if len(same) == len(by_step):
-                found = match_collectives(same, self._classifiers[0].is_collective)
+                found = match_collectives(same, self._classifiers[0].num_met)
             if found is None:
                 num_lost += 1
             else:
@@ -213,12 +213,13 @@ class Attributor:
         """Waiting each rank caused in collectives whose last arrival lies in the window."""
         caused: dict[int, int] = {}
         for step in self._matched.values():
-            if step.arrivals_ns[-1] < start_ns or step.arrivals_ns[0] >= end_ns:
+            arrivals = step.arrivals_ns
+            if arrivals[:, -1].max() < start_ns or arrivals[:, 0].min() >= end_ns:
                 continue
-            inside = (step.arrivals_ns >= start_ns) & (step.arrivals_ns < end_ns)
+            inside = (arrivals >= start_ns) & (arrivals < end_ns)
             for rank in set(step.late_ranks[inside].tolist()):
                 whose = inside & (step.late_ranks == rank)
-                caused[rank] = caused.get(rank, 0) + int(step.caused_ns[whose].sum())
+                caused[rank] = caused.get(rank, 0) + int(step.waits_ns[whose].sum())
         return caused
 
 

@@ -67,14 +67,14 @@ class Timeline:
 
 @dataclass(frozen=True, slots=True)
 class Collectives:
-    """The collectives of one step as all ranks saw them."""
+    """The collectives of one step as all ranks saw them, each rank's row among those it meets."""
 
     arrivals_ns: np.ndarray
-    """int64 [collectives]: when the last rank came."""
+    """int64 [ranks, collectives]: when the last rank came that this one meets."""
     late_ranks: np.ndarray
-    """int64 [collectives]: which rank that was."""
-    caused_ns: np.ndarray
-    """int64 [collectives]: waiting of the others, summed."""
+    """int64 [ranks, collectives]: which rank that was."""
+    waits_ns: np.ndarray
+    """int64 [ranks, collectives]: this rank's waiting for it."""
 
 
 class StepClassifier:
@@ -84,7 +84,9 @@ class StepClassifier:
         ids = ledger.op_ids()
         self._ledger = ledger
         self._ceilings = ceilings
-        self.is_collective = np.array([ledger.kind(op).is_collective for op in ids])
+        self.num_met = np.array([ledger.num_met(op) for op in ids], dtype=np.int64)
+        """int64 [ops]: ranks that wait for each other in it, 0 where none does."""
+        self.is_collective = self.num_met > 0
         formulas: dict[OpFormula, int] = {}
         self._kinds = []
         which = []
@@ -114,18 +116,24 @@ class StepClassifier:
         return found
 
 
-def match_collectives(
-    records: Sequence[StepRecord], is_collective: np.ndarray
-) -> Collectives | None:
+def match_collectives(records: Sequence[StepRecord], num_met: np.ndarray) -> Collectives | None:
     """The same step's records of all ranks, in rank order; None when they cannot be the same
-    program."""
+    program. num_met: int64 [ops], how many adjoining ranks meet in each op, 0 in one that is no
+    collective."""
     if len({len(record.op_ends_ns) for record in records}) != 1:
         return None
+    is_collective = num_met > 0
+    sizes = num_met[is_collective]
     starts = np.stack([op_starts(record)[is_collective] for record in records])
     ends = np.stack([np.asarray(record.op_ends_ns)[is_collective] for record in records])
-    arrivals = starts.max(0)
-    waits = np.clip(arrivals - starts, 0, ends - starts)
-    return Collectives(arrivals, starts.argmax(0), waits.sum(0))
+    arrivals, late = np.empty_like(starts), np.empty_like(starts)
+    for size in set(sizes.tolist()):
+        columns = sizes == size
+        for first in range(0, len(records), size):
+            part = starts[first : first + size, columns]
+            arrivals[first : first + size, columns] = part.max(0)
+            late[first : first + size, columns] = first + part.argmax(0)
+    return Collectives(arrivals, late, np.clip(arrivals - starts, 0, ends - starts))
 
 
 def op_starts(record: StepRecord) -> np.ndarray:
@@ -142,7 +150,10 @@ def build_timeline(
     """All pieces of one rank. `matched` holds the collectives of steps, by step id, where all
     ranks are known."""
     columns = [_outside_steps(_span_pieces(measured.spans), measured.records)]
-    columns += [_step_pieces(r, classifier, matched.get(r.step_id)) for r in measured.records]
+    columns += [
+        _step_pieces(r, classifier, _arrivals(matched.get(r.step_id), measured.rank))
+        for r in measured.records
+    ]
     starts, ends, leaves, parts = (np.concatenate(column) for column in zip(*columns, strict=True))
     keep = ends > starts
     order = np.argsort(starts[keep], kind="stable")
@@ -198,18 +209,23 @@ def _outside_steps(spans: Pieces, records: Sequence[StepRecord]) -> Pieces:
     )
 
 
+def _arrivals(collectives: Collectives | None, rank: int) -> np.ndarray | None:
+    return None if collectives is None else collectives.arrivals_ns[rank]
+
+
 def _step_pieces(
-    record: StepRecord, classifier: StepClassifier, collectives: Collectives | None
+    record: StepRecord, classifier: StepClassifier, arrivals_ns: np.ndarray | None
 ) -> Pieces:
     """Per op a waiting part and the rest; host between ops that leave gaps and behind the last
-    one."""
+    one. arrivals_ns: [collectives], when the last rank came to each; None where others are
+    unknown."""
     leaves, _ = classifier.classify(record)
     starts = op_starts(record)
     ends = np.asarray(record.op_ends_ns, dtype=np.int64)
     arrived = starts.copy()
-    if collectives is not None:
+    if arrivals_ns is not None:
         mask = classifier.is_collective
-        arrived[mask] = np.clip(collectives.arrivals_ns, starts[mask], ends[mask])
+        arrived[mask] = np.clip(arrivals_ns, starts[mask], ends[mask])
     elif record.waits_ns is not None:  # the rank's own stamps
         waited = np.zeros(len(starts), dtype=np.int64)
         waited[list(record.waits_ns)] = list(record.waits_ns.values())
