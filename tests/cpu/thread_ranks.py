@@ -12,7 +12,7 @@ from tpinfer.checkpoint.loader import load_parameters
 from tpinfer.checkpoint.reader import CheckpointReader
 from tpinfer.config.dtypes import DType
 from tpinfer.config.huggingface import read_model_spec
-from tpinfer.decoding.sampler import bind_sample
+from tpinfer.decoding.sampler import bind_sampler
 from tpinfer.layers.rotary import rotary_table
 from tpinfer.layers.step_inputs import Activations, Op
 from tpinfer.models.decoder import DecoderParts, build_decoder
@@ -32,6 +32,10 @@ class ThreadExchange:
     def __init__(self, size: int) -> None:
         self._barrier = threading.Barrier(size)
         self._parts: list[torch.Tensor] = [torch.empty(0)] * size
+
+    def abort(self) -> None:
+        """Free ranks that wait for one that failed."""
+        self._barrier.abort()
 
     def swap(self, rank: int, tensor: torch.Tensor) -> list[torch.Tensor]:
         """Every rank's tensor, in rank order."""
@@ -75,8 +79,9 @@ def build_rank(
             kv=kv,
             bind_attention=bind_attention,
             bind_reduce=lambda site: all_reduce,
-            all_gather=all_gather,
-            sample=bind_sample(),
+            bind_sampling=lambda any_logits: bind_sampler(
+                all_gather, partition.vocab, rank, any_logits
+            ),
         )
     )
     slides = bool(spec.sliding_layers) and all(spec.sliding_layers)
@@ -85,14 +90,13 @@ def build_rank(
 
 
 def prefill_logits(directory: Path, tp: int, dtype: DType, prompt: list[int]) -> torch.Tensor:
-    """float32 [len(prompt), V]: rank 0's gathered logits, one prompt token a step."""
+    """float32 [len(prompt), V]: the ranks' logits side by side, one prompt token a step."""
     partition = partition_model(read_model_spec(directory), tp)
     exchange = ThreadExchange(tp)
     found: dict[int, torch.Tensor] = {}
 
     def work(rank: int) -> None:
         program, rows = build_rank(directory, partition, rank, dtype, exchange)
-        # Temperature 1 makes the ranks gather whole rows of logits.
         rows.admit(SequenceRecord(0, tuple(prompt), len(prompt), 0, SamplingRecord()))
         logits = []
         with torch.inference_mode():
@@ -112,6 +116,4 @@ def prefill_logits(directory: Path, tp: int, dtype: DType, prompt: list[int]) ->
         thread.start()
     for thread in threads:
         thread.join(timeout=120)
-    for rank in range(1, tp):
-        assert torch.equal(found[0], found[rank]), "ranks disagree about the gathered logits"
-    return found[0]
+    return torch.cat([found[rank] for rank in range(tp)], -1)

@@ -10,7 +10,13 @@ from tpinfer.attention.interface import AttentionCall, HeadLayout
 from tpinfer.attention.paged_kv import PagedKV
 from tpinfer.config.model import ModelSpec
 from tpinfer.layers.attention import bind_core
-from tpinfer.layers.embedding import bind_embed, bind_embed_reduce, bind_head, bind_head_gather
+from tpinfer.layers.embedding import (
+    AnyLogits,
+    bind_any_logits,
+    bind_embed,
+    bind_embed_reduce,
+    bind_head,
+)
 from tpinfer.layers.linear import bind_out, bind_qkv, bind_reduce
 from tpinfer.layers.mlp import bind_activation, bind_down, bind_gate_up
 from tpinfer.layers.norm import bind_final_norm, bind_norm
@@ -19,7 +25,6 @@ from tpinfer.layers.step_inputs import Op, OpCall
 from tpinfer.sharding.partition import Partition
 
 AllReduce = Callable[[torch.Tensor], None]
-AllGather = Callable[[torch.Tensor, torch.Tensor], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +41,12 @@ class DecoderParts:
     """The chosen attention backend: (layout, head_dim, window) -> call."""
     bind_reduce: Callable[[str], AllReduce]
     """All-reduce for the call site with this op id."""
-    all_gather: AllGather
-    sample: OpCall
-    """The program's last op: logits to tokens."""
+    bind_sampling: Callable[[AnyLogits], list[Op]]
+    """The ops behind the head: this rank's columns of the logits to tokens."""
 
 
 def build_decoder(parts: DecoderParts) -> list[Op]:
-    """The program of one rank, in the ledger's order of op ids. Reduces and the gather exist at
+    """The program of one rank, in the ledger's order of op ids. Reduces and gathers exist at
     tp > 1 only."""
     spec, partition, rank = parts.spec, parts.partition, parts.rank
     is_sharded = partition.size > 1
@@ -54,14 +58,10 @@ def build_decoder(parts: DecoderParts) -> list[Op]:
     for layer in range(spec.num_layers):
         program += _attention_ops(parts, layer) + _mlp_ops(parts, layer)
     head = weights["embed.weight" if spec.tie_embeddings else "head.weight"]
-    program.append(
-        Op("final_norm", bind_final_norm(weights["final_norm.weight"], spec.rms_norm_eps))
-    )
+    norm = weights["final_norm.weight"]
+    program.append(Op("final_norm", bind_final_norm(norm, spec.rms_norm_eps)))
     program.append(Op("head", bind_head(head)))
-    if is_sharded:
-        program.append(Op("head.gather", bind_head_gather(parts.all_gather, partition.vocab, rank)))
-    program.append(Op("sample", parts.sample))
-    return program
+    return program + parts.bind_sampling(bind_any_logits(norm, spec.rms_norm_eps, head))
 
 
 def _attention_ops(parts: DecoderParts, layer: int) -> list[Op]:

@@ -22,7 +22,7 @@ from tpinfer.config.topology_reader import load_topology
 from tpinfer.costs.choices import Choice, ExecutionChoices, choose_execution
 from tpinfer.costs.kv_capacity import MemoryPlan, MemoryRequest, plan_memory
 from tpinfer.costs.ledger import CostLedger
-from tpinfer.decoding.sampler import bind_sample
+from tpinfer.decoding.sampler import bind_sampler
 from tpinfer.launching.seat import Seat
 from tpinfer.layers.rotary import rotary_table
 from tpinfer.machine.discover import available_memory_bytes, discover_machine
@@ -129,8 +129,9 @@ def _load_and_size(
             kv=kv,
             bind_attention=bind_attention,
             bind_reduce=lambda site: group.bind_all_reduce(largest_bytes, choices.compute_dtype),
-            all_gather=group.all_gather,
-            sample=bind_sample(),
+            bind_sampling=lambda any_logits: bind_sampler(
+                group.all_gather, partition.vocab, seat.rank, any_logits
+            ),
         )
     )
     rows = _row_store(spec, choices, limits, device)
