@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
 ENDLESS = SamplingParams(temperature=0.0, max_tokens=400, ignore_eos=True)
 
 
-def with_engine(body: Callable[[AsyncEngine], Awaitable[None]], **settings: object) -> None:
+def with_engine(body: Callable[[AsyncEngine], Awaitable[None]], **settings: Any) -> None:
     async def run() -> None:
         async with await AsyncEngine.start("story", dtype="float32", **settings) as engine:
             await asyncio.wait_for(body(engine), 60)

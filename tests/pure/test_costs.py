@@ -170,16 +170,16 @@ def test_an_all_reduce_sends_what_a_ring_sends(group: list[CostLedger], step: St
 
 
 @given(ledgers(), steps())
-def test_the_gather_sends_pairs_or_whole_rows(group: list[CostLedger], step: Step) -> None:
-    """A greedy row travels as a value and a token; another one as the widest share of logits."""
+def test_sampling_sends_eight_bytes_a_row_and_gather(group: list[CostLedger], step: Step) -> None:
+    """A row travels as its likeliest key; one that is drawn also as its mass and as its token."""
     for ledger in group:
         peers = ledger.partition.size - 1
         gathers = ops_of(ledger, OpKind.GATHER)
-        assert len(gathers) == min(peers, 1)
-        for op in gathers:
-            widest = max(stop - start for start, stop in ledger.partition.vocab)
-            per_row = 8 if step.is_greedy else 4 * widest
-            assert costs(ledger, step)[op].bytes_sent == step.num_rows * per_row * peers
+        sent = {op: costs(ledger, step)[op].bytes_sent for op in gathers}
+        drawn = 0 if step.is_greedy else 8 * step.num_rows * peers
+        every = {"head.gather": 8 * step.num_rows * peers, "mass.gather": drawn,
+                 "sample.search": 0, "draw.gather": drawn}  # fmt: skip
+        assert sent == (every if peers else {})
 
 
 @given(ledgers(), steps())
@@ -279,10 +279,12 @@ def test_the_program_of_one_rank_and_of_two() -> None:
     }
     layer = ["attn.norm", "attn.qkv", "attn.rope", "attn.core", "attn.out"]
     layer += ["mlp.norm", "mlp.gate_up", "mlp.act", "mlp.down"]
-    assert ids[1] == ("embed", *(f"layers.0.{op}" for op in layer), "final_norm", "head", "sample")
+    behind = ("final_norm", "head", "sample", "prompt_logprobs")
+    assert ids[1] == ("embed", *(f"layers.0.{op}" for op in layer), *behind)
     only_sharded = [op for op in ids[2] if op not in ids[1]]
     assert only_sharded == ["embed.reduce", "layers.0.attn.reduce", "layers.0.mlp.reduce",
-                            "head.gather"]  # fmt: skip
+                            "sample.local", "head.gather", "sample.mass", "mass.gather",
+                            "sample.search", "sample.draw", "draw.gather"]  # fmt: skip
     assert [op for op in ids[2] if op not in only_sharded] == list(ids[1])
 
 
@@ -296,7 +298,7 @@ def test_an_unknown_op_is_refused() -> None:
 factors = st.dictionaries(st.sampled_from(TERMS), st.integers(-9, 9), max_size=9)
 
 
-@given(factors, factors, st.integers(0, 5), st.lists(st.integers(0, 99), min_size=8, max_size=8))
+@given(factors, factors, st.integers(0, 5), st.lists(st.integers(0, 99), min_size=13, max_size=13))
 def test_formulas_are_linear(
     one: dict[str, int], other: dict[str, int], count: int, values: list[int]
 ) -> None:
@@ -311,8 +313,25 @@ def test_formulas_are_linear(
 
 def test_aggregates_of_a_step_with_a_prompt_and_a_decode() -> None:
     sums = aggregate([3, 1], [3, 8], num_logit_rows=2, num_full_rows=2, window=4)
-    assert sums.values() == (1, 4, 2, 2, 11, 17, 10, 3 + 4, 6 + 4)
+    assert sums.values() == (1, 4, 2, 2, 11, 17, 10, 3 + 4, 6 + 4, 0, 0, 0, 0, 0)
     assert dict(zip(TERMS, sums.values(), strict=True))["sqsk"] == 3 * 3 + 1 * 8
+
+
+def test_log_probabilities_of_prompts_are_counted_by_pass_of_the_head() -> None:
+    sums = aggregate([70], [70], 1, 1, None, 3, 1, prompt_targets=[(69, 2), (1, 5)])
+    assert (sums.candidates, sums.logprob_rows) == (3, 1)
+    assert (sums.prompt_rows, sums.prompt_passes) == (70, 2)
+    assert sums.prompt_candidates == 64 * (2 + 1) + 6 * (5 + 1)
+    spec = tiny()
+    for tp in (1, 2):
+        ledger = CostLedger(spec, partition_model(spec, tp), 0, DType.FLOAT32, DType.FLOAT32)
+        start, stop = ledger.partition.vocab[0]
+        cost = ledger.cost("prompt_logprobs", sums)
+        assert cost.flops == 70 * 2 * spec.hidden_size * (stop - start)
+        weights = 2 * (stop - start + 1) * spec.hidden_size * 4
+        assert cost.bytes_read == weights + 70 * (5 * spec.hidden_size * 4 + 28 * (stop - start))
+        assert cost.bytes_sent == (tp - 1) * 8 * (sums.prompt_candidates + 70)
+        assert ledger.cost("prompt_logprobs", aggregate([1], [9], 1)).bytes_moved == 0
 
 
 def test_lengths_must_come_in_pairs() -> None:

@@ -59,17 +59,16 @@ def test_a_cpu_rank_of_ours() -> None:
 @pytest.mark.parametrize("size", [2, 3, 4, 8])
 def test_messages_of_our_collectives(size: int) -> None:
     """As NCCL counts them, for any number of ranks."""
-    ledger, manifest = ours(size)
+    _, manifest = ours(size)
     rows = Rows()
     reduce = rows.range("tpinfer.op layers.0.mlp.reduce", 1000, 9000)
     gather = rows.range("tpinfer.op head.gather", 10_000, 19_000)
-    sums = replace(SUMS, full_rows=3)
+    sums = replace(SUMS, candidates=9)
     rows.range(annotation(0, sums), 500, 20_000)
     trace = rows.trace()
     work = classify_trace(trace, None, CostSource(manifest))
-    widest = max(stop - start for start, stop in ledger.partition.vocab)
     assert work.comm_bytes[at(trace, work, reduce)] == 3 * 64 * 2
-    assert work.comm_bytes[at(trace, work, gather)] == size * 3 * 4 * widest
+    assert work.comm_bytes[at(trace, work, gather)] == size * (3 + 9) * 8
 
 
 def test_a_gpu_rank_of_ours_launches_inside_its_ops() -> None:
@@ -101,6 +100,14 @@ def test_a_gpu_rank_of_ours_launches_inside_its_ops() -> None:
     assert key(work, at(trace, work, loose)) == "" and work.step[at(trace, work, loose)] == 3
 
 
+UNNAMED = {
+    "sample.local", "sample.mass", "mass.gather", "sample.search", "sample.draw", "draw.gather",
+    "prompt_logprobs",
+}  # fmt: skip
+"""Ops of ours that other engines do not have, or whose kernels a replay does not tell from others.
+"""
+
+
 def decoder(layer: str, num_layers: int = 2, behind: str = "norm gemm gather sample") -> list[str]:
     names = ["embed", "reduce", *layer.split() * num_layers, *behind.split()]
     return [KERNELS[name] for name in names]
@@ -122,7 +129,7 @@ def test_our_graph_replays_are_read_by_node_order() -> None:
         by_op: dict[str, list[int]] = {}
         for entry in (at(trace, work, row) for row in some):
             by_op.setdefault(key(work, entry), []).append(entry)
-        assert set(by_op) == set(ledger.op_ids())
+        assert set(by_op) == set(ledger.op_ids()) - UNNAMED
         check_costs(work, ledger, by_op)
         [reduce] = by_op["layers.1.mlp.reduce"]
         assert work.comm_bytes[reduce] == 3 * 64 * 2 and work.layer[reduce] == 1
@@ -173,7 +180,7 @@ def test_a_foreign_replay_is_priced_by_the_model_the_user_names() -> None:
     by_op: dict[str, list[int]] = {}
     for entry in (at(trace, work, row) for row in kernels):
         by_op.setdefault(key(work, entry), []).append(entry)
-    assert set(by_op) == set(ledger.op_ids())
+    assert set(by_op) == set(ledger.op_ids()) - UNNAMED
     check_costs(work, ledger, by_op)
     assert work.comm_bytes[by_op["layers.0.attn.reduce"][0]] == 3 * 64 * 2
 

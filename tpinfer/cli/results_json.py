@@ -10,7 +10,8 @@ from tpinfer.cli.stream import write_out
 from tpinfer.config.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tpinfer.engine.requests import Completion, GenerationResult, PositionLogprobs
+    from tpinfer.engine.requests import Completion, GenerationResult
+    from tpinfer.steps.logprobs import TokenLogprobs
 
 
 def write_results(name: str, results: "Sequence[GenerationResult]") -> None:
@@ -66,10 +67,10 @@ def _completion(output: "Completion") -> dict[str, object]:
     return value
 
 
-def _position(position: "PositionLogprobs") -> dict[str, object]:
+def _position(found: "TokenLogprobs") -> dict[str, object]:
+    top = zip(found.top_token_ids, found.top_logprobs, strict=True)
     return {
-        "token_id": position.token.token_id,
-        "logprob": position.token.logprob,
-        "rank": position.token.rank,
-        "top": [[one.token_id, one.logprob] for one in position.top],
+        "token_id": found.token_id,
+        "logprob": found.logprob,
+        "top": [[token, logprob] for token, logprob in top],
     }

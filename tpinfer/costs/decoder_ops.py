@@ -71,29 +71,18 @@ class DecoderOps:
         ]
 
     def behind_layers(self) -> list[PricedOp]:
-        """Final norm, head, gather and sampling."""
+        """Final norm, head, sampling, log-probabilities of prompt tokens."""
         start, stop = self.partition.vocab[self.rank]
         local = stop - start
         head = self._linear(self.spec.hidden_size, local, False, "rows")
         float_logits = OpFormula(
             bytes_written=formula(rows=local * (4 - self.compute_dtype.num_bytes))
         )
-        everyone = self.spec.vocab_size
-        sample = OpFormula(
-            flops=formula(rows=2, full_rows=5 * everyone),
-            bytes_read=formula(rows=16, full_rows=4 * everyone),
-            bytes_written=formula(rows=8),
-        )
-        if self.partition.size == 1:
-            sample = (
-                OpFormula(flops=formula(rows=everyone), bytes_read=formula(rows=4 * everyone))
-                + sample
-            )
         return [
             ("final_norm", OpKind.NORM, self._norm("rows")),
             ("head", OpKind.LINEAR, head + float_logits),
-            *self._gather(local),
-            ("sample", OpKind.SAMPLE, sample),
+            *self._sampling(local),
+            ("prompt_logprobs", OpKind.SAMPLE, self._prompt_logprobs(local)),
         ]
 
     def _norm(self, term: str) -> OpFormula:
@@ -217,23 +206,65 @@ class DecoderOps:
         )
         return [(op_id, OpKind.REDUCE, priced)]
 
-    def _gather(self, local: int) -> list[PricedOp]:
-        """Eight bytes a greedy row (value and token); a row's padded float32 logits where all
-        are needed."""
-        ranks = self.partition.size
-        if ranks == 1:
-            return []
-        widest = max(stop - start for start, stop in self.partition.vocab)
-        # A step is all greedy or not at all: full_rows is 0 or rows, and the best pair then never
-        # travels.
-        sent: Formula = formula(rows=8 * (ranks - 1), full_rows=(4 * widest - 8) * (ranks - 1))
-        priced = OpFormula(
-            flops=formula(rows=local, full_rows=-local),
-            bytes_read=formula(rows=4 * local, full_rows=4 * widest * ranks),
-            bytes_written=formula(rows=8 * ranks, full_rows=4 * widest * ranks),
-            bytes_sent=sent,
+    def _sampling(self, local: int) -> list[PricedOp]:
+        """The parts of sampling, one op on one rank.
+
+        Every row's logits are read once for its largest ones, those of a row that reports
+        log-probabilities a second time. Drawing by mass takes five passes
+        over float32 logits and int64 masses (subtract, scale, exp, round, sum), 28 bytes read and
+        24 written a logit. Penalties, masks and biases are not counted: they touch few logits.
+        """
+        best = OpFormula(
+            flops=formula(rows=local, logprob_rows=local),
+            bytes_read=formula(rows=4 * local, logprob_rows=8 * local),
+            bytes_written=formula(rows=8, candidates=8, logprob_rows=4 * local),
         )
-        return [("head.gather", OpKind.GATHER, priced)]
+        mass = OpFormula(
+            flops=formula(full_rows=5 * local, logprob_rows=5 * local),
+            bytes_read=formula(full_rows=28 * local, logprob_rows=28 * local),
+            bytes_written=formula(full_rows=24 * local, logprob_rows=24 * local),
+        )
+        # The sums of 128 masses, and the masses of one chunk once more.
+        chunk = OpFormula(bytes_read=formula(full_rows=-(-local // 128) * 16 + 128 * 12))
+        last = OpFormula(bytes_read=formula(rows=8), bytes_written=formula(rows=8))
+        if self.partition.size == 1:
+            return [("sample", OpKind.SAMPLE, best + mass + chunk + last)]
+        tokens = formula(full_rows=8, logprob_rows=8)
+        return [
+            ("sample.local", OpKind.SAMPLE, best),
+            ("head.gather", OpKind.GATHER, self._gather(formula(rows=8, candidates=8))),
+            ("sample.mass", OpKind.SAMPLE, mass),
+            ("mass.gather", OpKind.GATHER, self._gather(tokens)),
+            ("sample.search", OpKind.GATHER, OpFormula()),
+            ("sample.draw", OpKind.SAMPLE, chunk),
+            ("draw.gather", OpKind.GATHER, self._gather(tokens)),
+            ("sample", OpKind.SAMPLE, last),
+        ]
+
+    def _gather(self, mine: Formula) -> OpFormula:
+        """Everybody's part of so many bytes: read and sent once per other rank, and written as
+        often as there are ranks."""
+        ranks = self.partition.size
+        return OpFormula(
+            bytes_read=mine.times(ranks),
+            bytes_written=mine.times(ranks),
+            bytes_sent=mine.times(ranks - 1),
+        )
+
+    def _prompt_logprobs(self, local: int) -> OpFormula:
+        """Final norm and head for prompt tokens, a few at a time, and the mass of each."""
+        hidden, size = self.spec.hidden_size, self.compute_dtype.num_bytes
+        ranks = self.partition.size
+        sent = ranks - 1
+        return OpFormula(
+            flops=formula(prompt_rows=2 * hidden * local),
+            bytes_read=formula(
+                prompt_passes=(hidden * local + hidden) * size,
+                prompt_rows=5 * hidden * size + 28 * local,
+            ),
+            bytes_written=formula(prompt_rows=4 * hidden * size + 28 * local),
+            bytes_sent=formula(prompt_candidates=8 * sent, prompt_rows=8 * sent),
+        )
 
 
 def _share(amount: int, ranks: int) -> float:

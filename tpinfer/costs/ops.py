@@ -37,7 +37,7 @@ class StepAggregates:
     rows: int
     """Tokens whose logits are needed."""
     full_rows: int
-    """Of those, rows that need every rank's whole logits (0 when all are greedy)."""
+    """Of those, rows that draw from the mass of the whole vocabulary (0 when all are greedy)."""
     sk: int
     """Context tokens, this step's included, summed over sequences."""
     sqsk: int
@@ -48,12 +48,24 @@ class StepAggregates:
     """Context tokens that a sliding layer reads, summed."""
     pairs_window: int
     """(query, key) pairs that a sliding layer attends to, summed exactly."""
+    candidates: int = 0
+    """Sorted keys that a rank sends for its logit rows beyond the first of each: candidates of
+    top-k and top-p, likeliest tokens of rows that report log-probabilities."""
+    logprob_rows: int = 0
+    """Rows that report log-probabilities."""
+    prompt_rows: int = 0
+    """Prompt tokens whose log-probabilities are wanted."""
+    prompt_passes: int = 0
+    """Times that the head runs for them."""
+    prompt_candidates: int = 0
+    """Sorted keys that a rank sends for them."""
 
     def values(self) -> tuple[int, ...]:
         """1 and then the aggregates in the order of TERMS."""
         return (
             1, self.tokens, self.rows, self.full_rows, self.sk, self.sqsk, self.sqsq,
-            self.sk_window, self.pairs_window,
+            self.sk_window, self.pairs_window, self.candidates, self.logprob_rows,
+            self.prompt_rows, self.prompt_passes, self.prompt_candidates,
         )  # fmt: skip
 
     def named(self) -> dict[str, int]:
@@ -71,16 +83,21 @@ def aggregate(
     num_logit_rows: int,
     num_full_rows: int = 0,
     window: int | None = None,
+    num_candidates: int = 0,
+    num_logprob_rows: int = 0,
+    prompt_targets: Sequence[tuple[int, int]] = (),
 ) -> StepAggregates:
     """Aggregates of a step; context_lens[i] counts sequence i's query tokens too.
 
-    Without a window the sliding sums equal the full ones.
+    Without a window the sliding sums equal the full ones. prompt_targets: per sequence that wants
+    log-probabilities of its prompt, (tokens, likeliest tokens reported at each).
     """
     sk_window = pairs_window = 0
     for sq, sk in zip(query_lens, context_lens, strict=True):
         reach = sk if window is None else min(sk, sq + window - 1)
         sk_window += reach
         pairs_window += _causal_pairs(sq, sk, window)
+    prompt_keys = prompt_keys_by_pass(prompt_targets)
     pairs = list(zip(query_lens, context_lens, strict=True))
     return StepAggregates(
         tokens=sum(query_lens),
@@ -91,7 +108,24 @@ def aggregate(
         sqsq=sum(sq * sq for sq in query_lens),
         sk_window=sk_window,
         pairs_window=pairs_window,
+        candidates=num_candidates,
+        logprob_rows=num_logprob_rows,
+        prompt_rows=sum(count for count, _ in prompt_targets),
+        prompt_passes=len(prompt_keys),
+        prompt_candidates=sum(prompt_keys),
     )
+
+
+PROMPT_ROWS_A_PASS = 64
+"""Prompt tokens whose logits are made together, so that memory does not grow with the prompt."""
+
+
+def prompt_keys_by_pass(prompt_targets: Sequence[tuple[int, int]]) -> list[int]:
+    """Sorted keys sent in each pass of the head over prompt tokens: as many for each as the one
+    that reports most, at least its largest logit, and the token's own."""
+    wanted = [num_top for count, num_top in prompt_targets for _ in range(count)]
+    passes = [wanted[i : i + PROMPT_ROWS_A_PASS] for i in range(0, len(wanted), PROMPT_ROWS_A_PASS)]
+    return [len(rows) * (max(1, *rows) + 1) for rows in passes]
 
 
 def _causal_pairs(sq: int, sk: int, window: int | None) -> int:

@@ -4,12 +4,9 @@ certain. Does not decide what runs."""
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tpinfer.engine.requests import (
-    GenerationRequest,
-    PositionLogprobs,
-    TokenEvent,
-)
+from tpinfer.engine.requests import GenerationRequest, TokenEvent
 from tpinfer.scheduling.request import Sequence
+from tpinfer.steps.logprobs import TokenLogprobs
 from tpinfer.text.stop_strings import StopStrings
 
 if TYPE_CHECKING:
@@ -24,7 +21,8 @@ class LiveRequest:
     request: GenerationRequest
     outputs: list["LiveOutput"]
     """One per continuation."""
-    prompt_logprobs: list[PositionLogprobs | None] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+    """One per prompt token, None for the first; empty where nobody asked."""
 
     @property
     def is_finished(self) -> bool:
@@ -43,10 +41,13 @@ class LiveOutput:
         params = live.request.params
         self.live = live
         self.sequence = sequence
-        self.logprobs: list[PositionLogprobs] = []
+        self.logprobs: list[TokenLogprobs] = []
         self.stop_reason: str | int | None = None
         self.error: str | None = None
         self._pieces: list[str] = []
+        if params.echo and tokenizer is not None:
+            prompt = list(live.request.prompt_token_ids)
+            self._pieces.append(tokenizer.decode(prompt, params.skip_special_tokens))
         self._detokenizer = (
             Detokenizer(tokenizer, params.skip_special_tokens) if tokenizer else None
         )
@@ -59,7 +60,7 @@ class LiveOutput:
         """All text that is certain; None without a tokenizer."""
         return "".join(self._pieces) if self._detokenizer else None
 
-    def take(self, token_id: int, logprobs: PositionLogprobs | None) -> TokenEvent:
+    def take(self, token_id: int, logprobs: TokenLogprobs | None) -> TokenEvent:
         """Add a drawn token. Where its text completes a stop string, `stop_reason` says which; the
         caller then ends the sequence.
         """
@@ -92,7 +93,7 @@ class LiveOutput:
         self.stop_reason = self._stops.found
         return text
 
-    def _event(self, token_id: int, text: str, logprobs: PositionLogprobs | None) -> TokenEvent:
+    def _event(self, token_id: int, text: str, logprobs: TokenLogprobs | None) -> TokenEvent:
         if text:
             self._pieces.append(text)
         sequence = self.sequence

@@ -20,6 +20,7 @@ from tpinfer.launching.seat import Seat
 from tpinfer.scheduling.request import Sequence as Running
 from tpinfer.scheduling.scheduler import Scheduler
 from tpinfer.steps.interface import PlanReader, PlanWriter
+from tpinfer.steps.logprobs import TokenLogprobs
 from tpinfer.steps.plan import Command
 from tpinfer.steps.sampling_record import sampling_record
 from tpinfer.steps.wire import open_plan_reader, open_plan_writer
@@ -84,6 +85,8 @@ class Engine:
         """Accept a request under the number `index`. Raises ConfigError for one that can never
         run."""
         live = LiveRequest(index, request, [])
+        if request.params.prompt_logprobs is not None:
+            live.prompt_logprobs += [None] * len(request.prompt_token_ids)
         params, accepted_ns = request.params, perf_counter_ns()
         params.check_vocab(self._assembly.spec.vocab_size)
         if params.stop and self._tokenizer is None:
@@ -193,20 +196,23 @@ class Engine:
                 for sequence in outcome.failed:
                     self._live[sequence.id].error = outcome.failure
                     events.append(self._ended(self._live[sequence.id]))
+            for sequence, first, found in outcome.prompt_logprobs:
+                if sequence.id in self._live:
+                    self._live[sequence.id].live.prompt_logprobs[first : first + len(found)] = found
             for sequence, token in outcome.drawn:
-                events.append(self._drawn(sequence, token))
+                events.append(self._drawn(sequence, token, outcome.logprobs.get(sequence.id)))
                 spans.mark(
                     f"tpinfer.token request={sequence.index} index={len(sequence.token_ids) - 1}"
                 )
         spans.add("detokenize", began_ns, perf_counter_ns())
         return events
 
-    def _drawn(self, sequence: Running, token: int) -> TokenEvent:
+    def _drawn(self, sequence: Running, token: int, logprobs: TokenLogprobs | None) -> TokenEvent:
         output = self._live[sequence.id]
         if sequence.finish_reason == "error":
             output.error = NOT_NUMBERS
             return self._ended(output)
-        event = output.take(token, None)
+        event = output.take(token, logprobs)
         if event.finish_reason is not None:
             if sequence.finish_reason is None:
                 self._scheduler.finish(sequence, event.finish_reason)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from tpinfer.config.sampling import SamplingParams
 from tpinfer.engine.attribution import Attribution
+from tpinfer.steps.logprobs import TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,24 +18,6 @@ class GenerationRequest:
     """Lower runs first."""
     cache_salt: str = ""
     """Requests share cached prefixes only with requests of the same salt."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
-    """One token's place in the model's own distribution, before penalties and temperature."""
-
-    token_id: int
-    logprob: float
-    rank: int
-    """1 is the likeliest."""
-
-
-@dataclass(frozen=True, slots=True)
-class PositionLogprobs:
-    """The token at one position, and the likeliest tokens there."""
-
-    token: TokenLogprob
-    top: tuple[TokenLogprob, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +36,7 @@ class TokenEvent:
     text: str = ""
     """Text that became certain with this token; held back while it may be part of a character or
     of a stop string. Empty without a tokenizer."""
-    logprobs: PositionLogprobs | None = None
+    logprobs: TokenLogprobs | None = None
     """Where they were asked for."""
 
 
@@ -107,7 +90,7 @@ class Completion:
     """The stop string or token that ended it."""
     error: str | None = None
     """What went wrong, for `error`."""
-    logprobs: list[PositionLogprobs] | None = None
+    logprobs: list[TokenLogprobs] | None = None
     """One per token, where asked for."""
     timing: Timing | None = None
     """None when it ended before its first token."""
@@ -121,7 +104,7 @@ class GenerationResult:
     prompt_token_ids: list[int]
     outputs: list[Completion]
     """One per continuation."""
-    prompt_logprobs: list[PositionLogprobs | None] | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
     """One per prompt token, None for the first; where asked for."""
     num_cached_tokens: int = 0
     """Prompt tokens whose keys and values were in the prefix cache already."""

@@ -7,13 +7,14 @@ tokens were drawn. Does not know what tokens mean.
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter_ns
 
 from tpinfer.engine.executor import Executor, Pending
 from tpinfer.scheduling.draft import Scheduled
 from tpinfer.scheduling.request import Sequence
 from tpinfer.scheduling.scheduler import Scheduler
+from tpinfer.steps.logprobs import TokenLogprobs
 from tpinfer.worker.host_spans import HostSpans
 from tpinfer.worker.worker import StepResult
 
@@ -23,9 +24,12 @@ class StepOutcome:
     """A step whose result is known."""
 
     scheduled: Scheduled
-    result: StepResult
     drawn: list[tuple[Sequence, int]]
     """Each live sequence that drew a token, in step order; -1 where it ended by an error."""
+    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
+    """Of drawn tokens, by sequence id, where asked for."""
+    prompt_logprobs: list[tuple[Sequence, int, list[TokenLogprobs]]] = field(default_factory=list)
+    """(sequence, position of the first, those of its prompt tokens from there)."""
     failure: str | None = None
     """Why the step failed."""
     failed: tuple[Sequence, ...] = ()
@@ -93,6 +97,20 @@ class StepLoop:
         with self._spans.part("schedule"):
             if failure is not None:
                 failed = self._scheduler.fail(scheduled)
-                return StepOutcome(scheduled, result, [], failure, failed)
+                return StepOutcome(scheduled, [], failure=failure, failed=failed)
             drawn = self._scheduler.commit(scheduled, result.tokens, now_ns)
-        return StepOutcome(scheduled, result, drawn)
+        return StepOutcome(scheduled, drawn, *_logprobs(scheduled, result))
+
+
+def _logprobs(
+    scheduled: Scheduled, result: StepResult
+) -> tuple[dict[int, TokenLogprobs], list[tuple[Sequence, int, list[TokenLogprobs]]]]:
+    """A step's log-probabilities by whose they are."""
+    if not result.logprobs and not result.prompt_logprobs:
+        return {}, []
+    plan = scheduled.plan
+    drawing = [s for s, n in zip(scheduled.sequences, plan.num_samples, strict=True) if n]
+    by_id = {s.id: one for s, one in zip(drawing, result.logprobs, strict=False) if one}
+    by_row = dict(zip(plan.rows, scheduled.sequences, strict=True))
+    prompts = [(by_row[row], first, list(found)) for row, first, found in result.prompt_logprobs]
+    return by_id, prompts

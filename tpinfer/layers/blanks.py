@@ -27,6 +27,16 @@ def blank_delta(embedding: torch.Tensor) -> OpCall:
     return blank
 
 
+def blank_stream(embedding: torch.Tensor) -> OpCall:
+    """residual and delta = zeros [T, M]."""
+
+    def blank(acts: Activations, step: StepInputs) -> None:
+        acts.residual = embedding.new_zeros(step.token_ids.shape[0], embedding.shape[1])
+        acts.delta = acts.residual
+
+    return blank
+
+
 def blank_queries(width: int) -> OpCall:
     """qkv = zeros [T, width] with H * D = width, in the dtype of the rotary table."""
 

@@ -5,10 +5,13 @@ Shapes: T tokens, R logit rows, D head dim, M hidden size, V vocabulary.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from tpinfer.attention.interface import SequenceSpan
+from tpinfer.steps.logprobs import TokenLogprobs
+from tpinfer.steps.plan import SamplingRecord
 
 NO_TOKEN = -1
 """Stands for the token of a row whose logits are not numbers."""
@@ -18,15 +21,31 @@ NO_TOKEN = -1
 class SamplingRow:
     """How one logit row picks its token."""
 
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    seed: int
-    index: int
-    """Which of a request's n continuations this is."""
+    record: SamplingRecord
     position: int
-    """Position the new token will take; with seed and index it keys the random number."""
+    """Position the new token will take; with the record's seed and index it keys the random
+    number."""
+    token_ids: torch.Tensor
+    """int64 [position]: prompt and generated so far. May be empty where the record has no
+    penalties."""
+    num_prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """Prompt tokens of one sequence whose log-probabilities this step can tell."""
+
+    row: int
+    """Which row it is."""
+    position: int
+    """Of `target_ids[0]` in its sequence."""
+    first_token: int
+    """Place in the step's T tokens of the one whose logits predict `target_ids[0]`; the others
+    follow it."""
+    target_ids: torch.Tensor
+    """int64 [n]: what stands at the next n positions of the prompt."""
+    num_top: int
+    """Likeliest tokens to report at each, 0 or more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,24 +71,29 @@ class StepInputs:
     sampling: Sequence[SamplingRow]
     """One per logit row."""
     all_greedy: bool
-    """Every row picks its likeliest token, so that no rank needs the whole vocabulary."""
+    """Every row is plain greedy: it takes the likeliest token of the model's own logits and reports
+    nothing else. Nobody looks at the rows then."""
+    prompt_rows: Sequence[PromptRow] = ()
+    """Log-probabilities of prompt tokens to report."""
 
 
 class Activations:
     """The named buffers of one step: each op reads some and sets one. Nothing survives the step."""
 
     __slots__ = (
-        "best",
         "delta",
         "gate_up",
         "gated",
         "hidden",
         "logits",
+        "logprobs",
         "mixed",
         "partial",
+        "prompt_logprobs",
         "qkv",
         "queries",
         "residual",
+        "sampling",
         "tokens",
     )
 
@@ -92,11 +116,15 @@ class Activations:
     gated: torch.Tensor
     """[T, F] silu(gate) * up."""
     logits: torch.Tensor
-    """float32 [R, V] after the gather, local columns before it."""
-    best: torch.Tensor | None
-    """int64 [R] likeliest tokens when every row is greedy and the head is sharded."""
+    """float32 [R, local columns of V]; sampling may change them in place."""
+    sampling: Any
+    """What the sampling ops pass on to each other."""
     tokens: torch.Tensor
-    """int64 [R] sampled tokens."""
+    """int64 [R] sampled tokens; NO_TOKEN where a row's logits are not numbers."""
+    logprobs: list[TokenLogprobs | None]
+    """[R] where a row asked for them; empty where none did."""
+    prompt_logprobs: list[list[TokenLogprobs]]
+    """Parallel to `prompt_rows`, one per target."""
 
 
 OpCall = Callable[[Activations, StepInputs], None]
@@ -110,5 +138,6 @@ class Op:
     """The ledger prices the op under this id."""
     call: OpCall
     blank: OpCall | None = None
-    """For a collective: give it empty input, so that a rank which cannot do the step still takes
-    part and nobody waits."""
+    """Gives the op empty input, so that a rank which cannot do the step still takes part in its
+    collectives and nobody waits. Collectives have one; where another op has one, it and everything
+    behind it runs on what it gave."""

@@ -2,7 +2,7 @@
 parameters."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,8 +16,21 @@ from tpinfer.layers.attention import (
     bind_partial_core,
     bind_query_gather,
 )
-from tpinfer.layers.blanks import blank_delta, blank_partial, blank_queries, blank_residual
-from tpinfer.layers.embedding import bind_embed, bind_embed_reduce, bind_head, bind_head_gather
+from tpinfer.layers.blanks import (
+    blank_delta,
+    blank_logits,
+    blank_partial,
+    blank_queries,
+    blank_residual,
+    blank_stream,
+)
+from tpinfer.layers.embedding import (
+    AnyLogits,
+    bind_any_logits,
+    bind_embed,
+    bind_embed_reduce,
+    bind_head,
+)
 from tpinfer.layers.linear import bind_out, bind_qkv, bind_reduce
 from tpinfer.layers.mlp import bind_activation, bind_down, bind_gate_up
 from tpinfer.layers.norm import bind_final_norm, bind_norm
@@ -26,7 +39,6 @@ from tpinfer.layers.step_inputs import Op, OpCall
 from tpinfer.sharding.partition import Partition
 
 AllReduce = Callable[[torch.Tensor], None]
-AllGather = Callable[[torch.Tensor, torch.Tensor], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +67,14 @@ class DecoderParts:
     """The chosen attention backend: (layout, head_dim, window) -> call."""
     bind_reduce: Callable[[str], AllReduce]
     """All-reduce for the call site with this op id."""
-    all_gather: AllGather
-    sample: OpCall
-    """The program's last op: logits to tokens."""
+    bind_sampling: Callable[[AnyLogits], list[Op]]
+    """The ops behind the head: this rank's columns of the logits to tokens."""
     shared_kv: SharedKV | None = None
     """Where the partition's `kv_group_size` is above 1."""
 
 
 def build_decoder(parts: DecoderParts) -> list[Op]:
-    """The program of one rank, in the ledger's order of op ids. Reduces and the gather exist at
+    """The program of one rank, in the ledger's order of op ids. Reduces and gathers exist at
     tp > 1 only."""
     spec, partition, rank = parts.spec, parts.partition, parts.rank
     is_sharded = partition.size > 1
@@ -76,14 +87,15 @@ def build_decoder(parts: DecoderParts) -> list[Op]:
     for layer in range(spec.num_layers):
         program += _attention_ops(parts, layer) + _mlp_ops(parts, layer)
     head = weights["embed.weight" if spec.tie_embeddings else "head.weight"]
-    program.append(
-        Op("final_norm", bind_final_norm(weights["final_norm.weight"], spec.rms_norm_eps))
-    )
+    norm = weights["final_norm.weight"]
+    program.append(Op("final_norm", bind_final_norm(norm, spec.rms_norm_eps)))
     program.append(Op("head", bind_head(head)))
-    if is_sharded:
-        program.append(Op("head.gather", bind_head_gather(parts.all_gather, partition.vocab, rank)))
-    program.append(Op("sample", parts.sample))
-    return program
+    sampling = parts.bind_sampling(bind_any_logits(norm, spec.rms_norm_eps, head))
+    blanks = {
+        "sample.local": blank_logits(head.shape[0]),
+        "prompt_logprobs": blank_stream(weights["embed.weight"]),
+    }
+    return program + [replace(op, blank=blanks.get(op.id)) for op in sampling]
 
 
 def _attention_ops(parts: DecoderParts, layer: int) -> list[Op]:

@@ -33,7 +33,7 @@ class SamplingRecord(msgspec.Struct, frozen=True, array_like=True):
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
-    """(token, what is added to its logit), by falling token."""
+    """(token, what is added to its logit), a token at most once."""
     allowed_token_ids: tuple[int, ...] | None = None
     """Only these may come; None allows all."""
     banned_token_ids: tuple[int, ...] = ()

@@ -29,7 +29,7 @@ from tpinfer.costs.choices import (
 from tpinfer.costs.decoder_ops import SHARED_KV_OPS
 from tpinfer.costs.kv_capacity import MemoryPlan
 from tpinfer.costs.ledger import CostLedger
-from tpinfer.decoding.sampler import bind_sample
+from tpinfer.decoding.sampler import bind_sampler
 from tpinfer.launching.seat import Seat
 from tpinfer.layers.rotary import rotary_table
 from tpinfer.machine.discover import discover_machine
@@ -162,8 +162,9 @@ def _load_and_size(
             kv=cache.kv,
             bind_attention=attention.bind_attention,
             bind_reduce=lambda site: group.bind_all_reduce(largest_bytes, choices.compute_dtype),
-            all_gather=group.all_gather,
-            sample=bind_sample(),
+            bind_sampling=lambda any_logits: bind_sampler(
+                group.all_gather, partition.vocab, seat.rank, any_logits
+            ),
             shared_kv=SharedKV(
                 attention.bind_partial_attention, kv_group.all_gather, kv_group.all_to_all
             )

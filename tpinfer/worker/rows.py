@@ -5,16 +5,23 @@ to step, tokens stay on the device, and a step's columns are gathered into buffe
 once.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from tpinfer.attention.interface import SequenceSpan
 from tpinfer.attention.paged_kv import BlockTable, KeyRange, key_range
 from tpinfer.costs.ops import StepAggregates, aggregate
-from tpinfer.layers.step_inputs import SamplingRow, StepInputs
+from tpinfer.layers.step_inputs import PromptRow, SamplingRow, StepInputs
 from tpinfer.sharding.kv_layout import KVLayout
 from tpinfer.steps.plan import SequenceRecord, StepPlan
+from tpinfer.steps.sampling_record import (
+    candidates_of_step,
+    has_penalties,
+    is_plain_greedy,
+    sums_masses,
+)
 from tpinfer.worker.token_buffer import TokenBuffer
 
 
@@ -80,14 +87,27 @@ class RowStore:
     def aggregates(self, plan: StepPlan) -> StepAggregates:
         """The sums that the costs of `plan`'s step depend on."""
         sampling = [self.rows[row].record.sampling for row, _, samples in plan.parts() if samples]
-        is_greedy = all(one.temperature == 0 for one in sampling)
+        prompts = [
+            (num_targets, row.record.sampling.num_prompt_logprobs)
+            for row, start, stop in self._spans_of(plan)
+            if (num_targets := _num_prompt_targets(row, start, stop))
+        ]
         return aggregate(
             plan.num_tokens,
             [self.rows[row].num_computed + count for row, count, _ in plan.parts()],
             num_logit_rows=len(sampling),
-            num_full_rows=0 if is_greedy else len(sampling),
+            num_full_rows=sum(sums_masses(record) for record in sampling),
             window=self._limits.window,
+            num_candidates=candidates_of_step(sampling),
+            num_logprob_rows=sum(record.num_logprobs >= 0 for record in sampling),
+            prompt_targets=prompts,
         )
+
+    def _spans_of(self, plan: StepPlan) -> Iterator[tuple[Row, int, int]]:
+        """Each row with the positions it computes."""
+        for number, num_tokens, _ in plan.parts():
+            row = self.rows[number]
+            yield row, row.num_computed, row.num_computed + num_tokens
 
     def build(self, plan: StepPlan) -> StepInputs:
         """The tensors of `plan`'s step; rows move on by its tokens."""
@@ -102,9 +122,14 @@ class RowStore:
         drawn: list[int] = []
         spans: list[SequenceSpan] = []
         sampling: list[SamplingRow] = []
+        prompt_rows: list[PromptRow] = []
         for number, num_tokens, num_samples in plan.parts():
             row = self.rows[number]
             start, stop = row.num_computed, row.num_computed + num_tokens
+            if num_targets := _num_prompt_targets(row, start, stop):
+                targets = self._tokens.row(number, start + 1 + num_targets)[start + 1 :]
+                num_top = row.record.sampling.num_prompt_logprobs
+                prompt_rows.append(PromptRow(number, start + 1, len(addresses), targets, num_top))
             spans.append(self._span(row, len(addresses), start, stop))
             first = self._tokens.address(number, start)
             addresses += range(first, first + num_tokens)
@@ -115,7 +140,8 @@ class RowStore:
                 drawn.append(first + num_tokens)
                 sampling.append(self._sampling(row, number, stop))
             row.num_computed = stop
-        return self._inputs((addresses, positions, slots, logit_rows, drawn), spans, sampling)
+        inputs = self._inputs((addresses, positions, slots, logit_rows, drawn), spans, sampling)
+        return replace(inputs, prompt_rows=prompt_rows) if prompt_rows else inputs
 
     def keep_tokens(self, inputs: StepInputs, tokens: torch.Tensor) -> None:
         """Put int64 [R] sampled tokens behind the rows they were drawn for."""
@@ -147,7 +173,7 @@ class RowStore:
             logit_rows=logit_rows,
             drawn=drawn,
             sampling=sampling,
-            all_greedy=all(row.temperature == 0 for row in sampling),
+            all_greedy=all(is_plain_greedy(row.record) for row in sampling),
         )
 
     def _span(self, row: Row, first_token: int, start: int, stop: int) -> SequenceSpan:
@@ -162,13 +188,14 @@ class RowStore:
         return key_range(row.table, start, stop, self._limits.layout)
 
     def _sampling(self, row: Row, number: int, position: int) -> SamplingRow:
-        record = row.record.sampling
-        return SamplingRow(
-            temperature=record.temperature,
-            top_k=record.top_k,
-            top_p=record.top_p,
-            min_p=record.min_p,
-            seed=record.seed,
-            index=record.index,
-            position=position,
-        )
+        record = row.record
+        history = self._tokens.row(number, position if has_penalties(record.sampling) else 0)
+        return SamplingRow(record.sampling, position, history, record.num_prompt_tokens)
+
+
+def _num_prompt_targets(row: Row, start: int, stop: int) -> int:
+    """How many prompt tokens the logits of positions `start` to `stop` predict, where their
+    log-probabilities are wanted."""
+    if row.record.sampling.num_prompt_logprobs < 0:
+        return 0
+    return max(0, min(stop, row.record.num_prompt_tokens - 1) - start)

@@ -17,6 +17,7 @@ from tpinfer.collectives.group import Group
 from tpinfer.costs.ops import StepAggregates
 from tpinfer.costs.step_record import Measurements, StepRecord
 from tpinfer.layers.step_inputs import Activations, Op, StepInputs
+from tpinfer.steps.logprobs import TokenLogprobs
 from tpinfer.steps.plan import SequenceRecord, StepPlan
 from tpinfer.worker.annotations import Annotate, annotated, step_name
 from tpinfer.worker.host_spans import HostSpans
@@ -45,6 +46,10 @@ class StepResult:
     tokens: list[int]
     """Sampled tokens in plan order; NO_TOKEN where the logits were not numbers. Empty if it
     failed."""
+    logprobs: Sequence[TokenLogprobs | None] = ()
+    """Parallel to `tokens`; empty where nobody asked."""
+    prompt_logprobs: Sequence[tuple[int, int, Sequence[TokenLogprobs]]] = ()
+    """(row, position of the first, those of its prompt tokens from there), where asked for."""
     failure: str | None = None
     """Why this rank could not do it."""
 
@@ -113,6 +118,8 @@ class Worker:
         acts = Activations()
         try:
             times, tokens = self._run_ops(acts, inputs)
+            prompts = zip(inputs.prompt_rows, acts.prompt_logprobs, strict=True)
+            told = [(row.row, row.position, logprobs) for row, logprobs in prompts]
         except OpFailure as failure:
             return self._sit_out(plan, inputs, failure)
         self.spans.add("prepare", began, times.start_ns)
@@ -122,7 +129,7 @@ class Worker:
         self.records.append(record)
         if len(self.records) > MAX_RECORDED_STEPS:
             self._forget_oldest()
-        return StepResult(tokens)
+        return StepResult(tokens, acts.logprobs, told)
 
     def _run_ops(self, acts: Activations, inputs: StepInputs) -> tuple[OpTimes, list[int]]:
         """Times of the ops and the sampled tokens."""
@@ -156,21 +163,23 @@ class Worker:
         cause = failure.__cause__
         assert cause is not None, "a failed op has a cause"
         op, left = self.program[failure.place], self.program[failure.place + 1 :]
-        joined = [other for other in left if other.id in self._sites]
-        if not is_out_of_memory(cause) or op.id in self._sites:
-            raise cause
-        if self._sites and not joined:
+        is_joined = not self._sites or any(other.id in self._sites for other in left)
+        if not is_out_of_memory(cause) or op.id in self._sites or not is_joined:
             raise cause
         text = f"out of memory in {op.id} of a step of {inputs.token_ids.shape[0]} tokens"
         self.tell_failure(plan.step_id, f"{text}; lower --max-num-batched-tokens or --kv-bytes")
-        acts = Activations()
-        for other in joined:
+        acts, whole = Activations(), False
+        for other in left if self._sites else ():
             if other.blank is not None:
                 other.blank(acts, inputs)
-            other.call(acts, inputs)
+                whole = whole or other.id not in self._sites
+            if whole or other.id in self._sites:
+                other.call(acts, inputs)
         if self._stamps is not None:
             self._stamps.forget()
-        return StepResult([], f"{text}: {str(cause).splitlines()[0] if str(cause) else 'no room'}")
+        return StepResult(
+            [], failure=f"{text}: {str(cause).splitlines()[0] if str(cause) else 'no room'}"
+        )
 
     def take_measurements(self) -> Measurements:
         """What was recorded since the last call; recording goes on."""

@@ -3,6 +3,11 @@
 from tpinfer.config.model import ModelSpec
 from tpprof.classify.steps import Step
 
+_WHERE_ASKED_FOR = (
+    "full_rows", "candidates", "logprob_rows", "prompt_rows", "prompt_passes", "prompt_candidates",
+)  # fmt: skip
+"""Sums of what only some requests want."""
+
 
 def completed(step: Step, spec: ModelSpec) -> dict[str, int]:
     """The sums with what follows from them; a sum that cannot be told is left out, so that no op
@@ -13,7 +18,8 @@ def completed(step: Step, spec: ModelSpec) -> dict[str, int]:
     """
     found = dict(step.sums)
     if "rows" in found:
-        found.setdefault("full_rows", 0)
+        for name in _WHERE_ASKED_FOR:
+            found.setdefault(name, 0)
         if step.phase == "decode":
             found.setdefault("tokens", found["rows"])
         if found.get("tokens") == found["rows"]:
