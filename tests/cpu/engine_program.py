@@ -71,10 +71,11 @@ def crowd(seat: Seat, runs: list[list[int]], num_blocks: int) -> dict[str, Any] 
     from tpinfer.config.huggingface import read_model_spec
     from tpinfer.embedded.locate import embedded_model
     from tpinfer.engine.rank_engine import open_engine
+    from tpinfer.sharding.partition import partition_model
 
     spec = read_model_spec(embedded_model())
-    heads_per_rank = max(1, spec.num_kv_heads // seat.world)
-    block_bytes = spec.num_layers * 2 * spec.head_dim * 4 * 16 * heads_per_rank
+    most_heads = max(map(partition_model(spec, seat.world).num_kv_heads, range(seat.world)))
+    block_bytes = spec.num_layers * 2 * spec.head_dim * 4 * 16 * most_heads
     requests = mixed_requests()
     found: dict[str, Any] = {"together": [], "stats": []}
     for generation, (depth, host_blocks) in enumerate(runs):
