@@ -62,3 +62,4 @@ def test_gloo_gives_the_same_tokens(checkpoints: Path) -> None:
     expected = json.loads((checkpoints / "expected.json").read_text())
     assert found["llama-tied-gqa"] == expected["llama-tied-gqa"]
     assert found["qwen3-norms"] == expected["qwen3-norms"]
+    assert found["llama-mqa-bias"] == expected["llama-mqa-bias"], "both ranks share its KV head"

@@ -1,7 +1,7 @@
 /*
- * Attention of decode rows (one query token each) over the paged KV cache, on CPU threads. No Python
- * headers: built with the system compiler and called through ctypes by native_decode.py, which
- * checks shapes and dtypes.
+ * Attention of decode rows (one query token each) over the paged KV cache, on CPU threads. No
+ * Python headers: built with the system compiler and called through ctypes by native_decode.py,
+ * which checks shapes and dtypes. OpenMP's threads are torch's own: both name libgomp.so.1.
  *
  * A task is one KV head of one row: the query heads that read it walk its keys in tiles with a
  * running maximum (online softmax: Milakov and Gimelshein, arXiv 1805.02867). Keys and values are
@@ -230,7 +230,8 @@ static void task_any(const struct attention *a, int64_t row, int64_t head)
 void attend(const struct attention *a)
 {
     int64_t num_tasks = a->num_rows * a->num_kv_heads;
-#pragma omp parallel for schedule(dynamic, 1) num_threads((int)a->num_threads) if (a->num_threads > 1)
+    int threads = (int)a->num_threads;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
     for (int64_t i = 0; i < num_tasks; i++) {
         int64_t row = i / a->num_kv_heads, head = i % a->num_kv_heads;
         if (a->head_dim == 128) task_128(a, row, head);

@@ -88,7 +88,8 @@ def kv_layout_choice(config: EngineConfig, spec: ModelSpec, partition: Partition
         reason = f"{partition.size} ranks are a multiple of {heads}: no key is stored twice"
         return Choice("KV layout", f"blocks shared out over {ranks} ranks a head", reason)
     if not partition.num_replicated_kv_heads():
-        return Choice("KV layout", "own heads per rank", f"{heads} on {partition.size} ranks")
+        on = f"on {partition.size} rank{'' if partition.size == 1 else 's'}"
+        return Choice("KV layout", "own heads per rank", f"{heads} {on}")
     if config.kv_layout == "replicated":
         return Choice("KV layout", "replicated", "asked for")
     if partition.size % num_kv_heads:

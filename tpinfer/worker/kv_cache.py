@@ -73,8 +73,8 @@ def open_cache(
 
 def capacity_choice(memory: MemoryPlan, max_model_len: int) -> Choice:
     """The cache's size among what was decided."""
-    tokens, _, room = memory.room(max_model_len).partition(": ")
-    return Choice("KV cache", tokens, room)
+    room = memory.room(max_model_len).partition(": ")[2]
+    return Choice("KV cache", f"{memory.capacity_tokens} tokens", room)
 
 
 def _memory_request(config: EngineConfig, seat: Seat, spec: ModelSpec) -> MemoryRequest:
