@@ -8,7 +8,6 @@ from time import perf_counter_ns
 
 from tpinfer.config.engine import EngineConfig, RecordingRequest
 from tpinfer.config.errors import ConfigError
-from tpinfer.config.sampling import SamplingParams
 from tpinfer.engine.executor import Executor, follow
 from tpinfer.engine.metrics import Metrics
 from tpinfer.engine.recording import Recording, RunFacts, answer
@@ -17,7 +16,7 @@ from tpinfer.engine.run_report import RunReport
 from tpinfer.launching.seat import Seat
 from tpinfer.scheduling.request import Sequence as Running
 from tpinfer.scheduling.scheduler import Scheduler
-from tpinfer.steps.plan import Command, SamplingRecord, SequenceRecord
+from tpinfer.steps.plan import Command, SamplingRecord
 from tpinfer.steps.wire import PlanReader, PlanWriter
 from tpinfer.worker.assemble import Assembly, assemble
 from tpinfer.worker.capture import Capture
@@ -61,16 +60,15 @@ class Engine:
         for sequence in sequences:
             self._scheduler.add(sequence)
             self._worker.spans.mark(f"tpinfer.accept request={sequence.index}")
-        params = {s.index: r.params for s, r in zip(sequences, requests, strict=True)}
         try:
             while self._scheduler.has_work and not self._stopping:
-                for event in self._step(params):
+                for event in self._step():
                     asked_ns = perf_counter_ns()
                     with self._worker.spans.named("detokenize"):
                         yield event
                     self._worker.spans.add("detokenize", asked_ns, perf_counter_ns())
         finally:
-            self._scheduler.abort_all("abort")
+            self._scheduler.abort_all()
             self._finished = sequences
             if self._recording is not None:
                 self._recording.stop()
@@ -112,20 +110,20 @@ class Engine:
             self._wire = None
         self._assembly.group.close()
 
-    def _step(self, params: dict[int, SamplingParams]) -> list[TokenEvent]:
+    def _step(self) -> list[TokenEvent]:
         if self._recording is not None:
             self._recording.before_step()
         spans = self._worker.spans
         with spans.part("schedule"):
-            for sequence in self._scheduler.admit(perf_counter_ns()):
+            scheduled = self._scheduler.schedule(perf_counter_ns())
+            assert scheduled is not None, "with no step in flight, work always has a step to run"
+            for sequence, record in zip(scheduled.admitted, scheduled.records, strict=True):
                 spans.mark(f"tpinfer.admit request={sequence.index}")
-                self._executor.admit(_record(sequence, params[sequence.index]))
-            plan = self._scheduler.plan()
-        assert plan is not None, "a scheduler with work always has a step to run"
-        sampled = self._executor.execute(plan)
+                self._executor.admit(record)
+        sampled = self._executor.execute(scheduled.plan)
         now_ns = perf_counter_ns()
         with spans.part("schedule"):
-            news = self._scheduler.commit(plan, sampled, now_ns)
+            news = self._scheduler.commit(scheduled, sampled, now_ns)
             if spans.annotate is not None:
                 for sequence, _ in news:
                     place = len(sequence.token_ids) - 1
@@ -175,20 +173,11 @@ def _sequence(index: int, request: GenerationRequest, accepted_ns: int) -> Runni
         max_tokens=params.max_tokens,
         stop_token_ids=frozenset(() if params.ignore_eos else params.stop_token_ids),
         accepted_ns=accepted_ns,
-    )
-
-
-def _record(sequence: Running, params: SamplingParams) -> SequenceRecord:
-    return SequenceRecord(
-        row=sequence.row,
-        token_ids=sequence.prompt_token_ids,
-        num_prompt_tokens=len(sequence.prompt_token_ids),
-        num_computed=0,
         sampling=SamplingRecord(
             temperature=params.temperature,
             top_k=params.top_k,
             top_p=params.top_p,
             min_p=params.min_p,
-            seed=params.seed if params.seed is not None else sequence.index,
+            seed=params.seed if params.seed is not None else index,
         ),
     )

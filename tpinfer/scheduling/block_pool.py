@@ -1,49 +1,142 @@
-"""Which KV blocks are free. Hands out runs of adjoining blocks where it can: a run is read
-without a gather."""
+"""Which KV blocks are free, which are kept for their content, and which are held and how often.
 
-from collections.abc import Iterable
+A block is in one of three states: free; cached (nobody holds it, its content can still be found,
+least recently used first to go); referenced (held by one or more sequences). Block i belongs to
+class i % num_groups: ranks that share KV heads keep one class each.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+
+from tpinfer.scheduling.free_runs import FreeRuns
+
+EVICT_AHEAD = 8
+"""Cached blocks given up at once when free ones run out: old neighbours come back as one run."""
 
 
 class BlockPool:
-    """Blocks 0..num_blocks-1, each free or held by one sequence."""
+    """Blocks 0..num_blocks-1."""
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        num_groups: int = 1,
+        on_evict: Callable[[int], None] = lambda block: None,
+    ) -> None:
+        """`on_evict` is told of each cached block that is given up, before it is taken again."""
         self.num_blocks = num_blocks
-        self._free = set(range(num_blocks))
+        self.num_groups = num_groups
+        self.num_referenced = 0
+        """Blocks that somebody holds."""
+        self._runs = FreeRuns(num_blocks, num_groups)
+        self._references = [0] * num_blocks
+        self._cached: list[OrderedDict[int, None]] = [OrderedDict() for _ in range(num_groups)]
+        self._on_evict = on_evict
 
     @property
     def num_free(self) -> int:
-        """Blocks nobody holds."""
-        return len(self._free)
+        """Blocks nobody holds and whose content is of no use."""
+        return sum(self._runs.num_free)
 
-    def take(self, count: int, after: int | None = None) -> tuple[int, ...]:
-        """Take `count` blocks: those right behind `after` if free, else the first run long
-        enough, else any.
+    @property
+    def num_cached(self) -> int:
+        """Blocks nobody holds whose content can still be found."""
+        return sum(map(len, self._cached))
 
-        Raises ValueError when fewer are free; callers reserve before they take.
+    @property
+    def num_available(self) -> int:
+        """Blocks that can be taken."""
+        return self.num_blocks - self.num_referenced
+
+    def references(self, block: int) -> int:
+        """How many hold the block."""
+        return self._references[block]
+
+    def most(self, first: int, count: int) -> int:
+        """How many of `count` blocks for a sequence's places `first`, `first + 1` ... are there."""
+        groups = self.num_groups
+        if groups == 1:
+            return min(count, self.num_blocks - self.num_referenced)
+        for number in range(groups):  # the first place of each class that goes without
+            there = self._available((first + number) % groups)
+            count = min(count, number + there * groups)
+        return count
+
+    def fits(self, places: Iterable[int], spare: int = 0) -> bool:
+        """Whether blocks for all `places` are there and `spare` others remain."""
+        spare_by_class = -(-spare // self.num_groups)
+        wanted = [0] * self.num_groups
+        for place in places:
+            wanted[place % self.num_groups] += 1
+        return all(count + spare_by_class <= self._available(c) for c, count in enumerate(wanted))
+
+    def take(
+        self, count: int, first: int = 0, after: int | None = None, room: int = 0
+    ) -> list[int]:
+        """Take `count` blocks for a sequence's places `first`, `first + 1` ...
+
+        They adjoin `after` if they can; a sequence that may grow to `room` more blocks is placed
+        where it has room. Raises ValueError when fewer are there; callers ask `most` before.
         """
-        if count > len(self._free):
+        there = self.most(first, count)
+        if there < count:
             raise ValueError(
-                f"{count} KV blocks asked for, {len(self._free)} of {self.num_blocks} free; "
-                "admit a sequence only when its blocks are free"
+                f"{count} KV blocks asked for from place {first} on, {there} can be had: "
+                f"{self.num_free} free and {self.num_cached} cached of {self.num_blocks} in "
+                f"{self.num_groups} groups; admit a sequence only when its blocks are there"
             )
-        taken = self._run_at(after + 1, count) if after is not None else None
-        if taken is None:
-            taken = self._first_run(count)
-        self._free.difference_update(taken)
+        self._evict_for(count, first)
+        taken = self._runs.take(count, first, after, room)
+        for block in taken:
+            self._references[block] = 1
+        self.num_referenced += count
         return taken
 
-    def give_back(self, blocks: Iterable[int]) -> None:
-        """Free blocks that a sequence held."""
-        self._free.update(blocks)
+    def share(self, block: int) -> None:
+        """Hold a block that is cached or held already."""
+        if not self._references[block]:
+            del self._cached[block % self.num_groups][block]
+            self.num_referenced += 1
+        self._references[block] += 1
 
-    def _run_at(self, start: int, count: int) -> tuple[int, ...] | None:
-        run = range(start, start + count)
-        return tuple(run) if self._free.issuperset(run) else None
+    def release(self, block: int, keep: bool) -> None:
+        """Let go of a block; the last to do so frees it, or leaves it cached with `keep`."""
+        self._references[block] -= 1
+        if not self._references[block]:
+            self.num_referenced -= 1
+            if keep:
+                self._cached[block % self.num_groups][block] = None
+            else:
+                self._runs.give_back(block)
 
-    def _first_run(self, count: int) -> tuple[int, ...]:
-        ordered = sorted(self._free)
-        for first in range(len(ordered) - count + 1):
-            if ordered[first + count - 1] - ordered[first] == count - 1:
-                return tuple(ordered[first : first + count])
-        return tuple(ordered[:count])
+    def recount(self, held: Iterable[Sequence[int]]) -> None:
+        """Raises RuntimeError unless `held`, the blocks of each holder, says what the pool says."""
+        counted = [0] * self.num_blocks
+        for blocks in held:
+            for block in blocks:
+                counted[block] += 1
+        total = self.num_free + self.num_cached + self.num_referenced
+        if counted != self._references or total != self.num_blocks:
+            wrong = [b for b in range(self.num_blocks) if counted[b] != self._references[b]]
+            raise RuntimeError(
+                f"KV blocks do not add up: {self.num_free} free + {self.num_cached} cached + "
+                f"{self.num_referenced} referenced of {self.num_blocks}; wrongly counted: {wrong}"
+            )
+
+    def _available(self, of_class: int) -> int:
+        return self._runs.num_free[of_class] + len(self._cached[of_class])
+
+    def _evict_for(self, count: int, first: int) -> None:
+        groups = self.num_groups
+        for number in range(min(count, groups)):
+            of_class = (first + number) % groups
+            wanted = (count - number + groups - 1) // groups
+            if wanted > self._runs.num_free[of_class]:
+                self._evict(of_class, wanted - self._runs.num_free[of_class])
+
+    def _evict(self, of_class: int, count: int) -> None:
+        cached = self._cached[of_class]
+        for _ in range(min(len(cached), max(count, EVICT_AHEAD))):
+            block, _ = cached.popitem(last=False)
+            self._on_evict(block)
+            self._runs.give_back(block)

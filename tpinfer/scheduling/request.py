@@ -2,32 +2,85 @@
 
 from dataclasses import dataclass, field
 
+from tpinfer.steps.plan import SamplingRecord, SequenceRecord
 
-@dataclass(slots=True)
+NEVER = 1 << 62
+"""A position that no sequence reaches."""
+
+
+@dataclass(slots=True, eq=False)
+class Family:
+    """The n continuations of one request: the prompt is computed once, by `source`."""
+
+    members: tuple["Sequence", ...]
+    source: "Sequence"
+    is_ready: bool = False
+    """Whether the prompt has been computed once; until then all but `source` wait aside."""
+
+
+@dataclass(slots=True, eq=False)
 class Sequence:
     """One request's life on rank 0. Times are on the monotonic clock, in ns."""
 
     index: int
-    """Place in the caller's list."""
+    """Place of the request in the caller's list."""
     prompt_token_ids: tuple[int, ...]
     max_tokens: int
     stop_token_ids: frozenset[int]
     """Tokens that end it; empty when it ignores them."""
     accepted_ns: int
+    sampling: SamplingRecord = field(default_factory=SamplingRecord)
+    priority: int = 0
+    """Lower runs first; see `SchedulerLimits.ageing_ns`."""
+    cache_salt: str = ""
+    """Prefixes are shared only among requests with the same salt."""
+    adapter: str = ""
+    """Digest of the adapter; the same holds for it."""
+    needs_whole_prompt: bool = False
+    """Every prompt token must be computed (its logprobs are wanted): no prefix is taken over."""
+
+    id: int = -1
+    """Given by the scheduler, growing."""
     row: int = -1
     """Row it runs in; -1 while it waits."""
     admitted_ns: int = 0
+    """When it first got a row; 0 before."""
     num_computed: int = 0
-    """Tokens whose keys and values are cached."""
+    """Tokens whose keys and values are known to be in its blocks."""
+    num_planned: int = 0
+    """The same once the steps in flight are done."""
+    num_known: int = 0
+    """Prompt and generated tokens, with those that the steps in flight draw."""
     token_ids: list[int] = field(default_factory=list)
     """Generated tokens."""
     token_times_ns: list[int] = field(default_factory=list)
     """When each generated token was on the host."""
     blocks: list[int] = field(default_factory=list)
-    """KV blocks held, in token order."""
+    """KV blocks held, in token order, behind the dropped ones."""
     num_dropped_blocks: int = 0
-    """Leading blocks given back because every layer's window has passed them."""
+    """Leading blocks not held because every layer's window has passed them."""
+    num_cached_tokens: int = 0
+    """Prompt tokens taken over from the prefix cache at the first admission."""
+    num_preemptions: int = 0
+    next_eligible_step: int = 0
+    """It has no part in steps before this one while others are in flight."""
     finish_reason: str | None = None
+    """`stop`, `length`, `abort` or `error`; None while it is unfinished."""
+
+    order: tuple[int, int] = (0, 0)
+    """What decides who goes first: (arrival moved by priority in ns, id)."""
+    family: Family | None = None
+    """The request's other continuations, if there are any."""
+    free_until: int = 0
+    """A decode at a position below this one neither needs a block nor drops one."""
+    full_at: int = NEVER
+    """`num_computed` at which the next block can be put into the prefix cache."""
+    num_registered: int = 0
+    """Leading blocks that were put there, or were found there."""
+    keys: list[bytes] = field(default_factory=list)
+    """Chain keys of the full blocks of known tokens, as far as they were needed."""
+    host_blocks: list[int] = field(default_factory=list)
+    """Where its blocks are while it is moved out."""
 
     @property
     def num_tokens(self) -> int:
@@ -35,15 +88,28 @@ class Sequence:
         return len(self.prompt_token_ids) + len(self.token_ids)
 
     @property
+    def num_drawing(self) -> int:
+        """Tokens that steps in flight draw for it."""
+        return self.num_known - len(self.prompt_token_ids) - len(self.token_ids)
+
+    @property
     def max_context(self) -> int:
         """Most tokens whose keys it can ever cache: the last token is never fed back."""
         return len(self.prompt_token_ids) + self.max_tokens - 1
 
-    def take_token(self, token_id: int, now_ns: int) -> None:
-        """Add a generated token and decide whether it was the last."""
-        self.token_ids.append(token_id)
-        self.token_times_ns.append(now_ns)
-        if token_id in self.stop_token_ids:
-            self.finish_reason = "stop"
-        elif len(self.token_ids) >= self.max_tokens:
-            self.finish_reason = "length"
+    def tokens(self, start: int, stop: int) -> tuple[int, ...]:
+        """Tokens [start, stop) of prompt and output; their values must be on the host."""
+        length = len(self.prompt_token_ids)
+        return self.prompt_token_ids[start:stop] + tuple(
+            self.token_ids[max(0, start - length) : max(0, stop - length)]
+        )
+
+    def record(self) -> SequenceRecord:
+        """What ranks must know to run it in its row."""
+        return SequenceRecord(
+            row=self.row,
+            token_ids=self.tokens(0, self.num_tokens),
+            num_prompt_tokens=len(self.prompt_token_ids),
+            num_computed=self.num_computed,
+            sampling=self.sampling,
+        )

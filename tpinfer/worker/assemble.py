@@ -28,7 +28,7 @@ from tpinfer.layers.rotary import rotary_table
 from tpinfer.machine.discover import available_memory_bytes, discover_machine
 from tpinfer.models.decoder import DecoderParts, build_decoder
 from tpinfer.numerics.torch_dtypes import to_torch
-from tpinfer.scheduling.scheduler import SchedulerLimits
+from tpinfer.scheduling.limits import SchedulerLimits
 from tpinfer.sharding.parameters import ParameterSpec, decoder_parameters
 from tpinfer.sharding.partition import Partition, partition_model
 from tpinfer.worker.measurements import gather_bytes

@@ -1,0 +1,60 @@
+"""Finding KV blocks by what they hold: a chain of keys over full blocks of tokens.
+
+The key of a block hashes its tokens and the key before it, so it stands for every token up to its
+end. The first key of a chain comes from the request's salt and adapter: requests that differ in
+those share nothing. BLAKE2b with 16 bytes (RFC 7693): two contents that collide would take about
+2^64 tries to find. Which blocks exist and who holds them is not known here.
+"""
+
+from array import array
+from collections.abc import Iterator
+from hashlib import blake2b
+
+KEY_BYTES = 16
+
+
+def root_key(cache_salt: str, adapter: str) -> bytes:
+    """Where the chain of a request begins."""
+    salt = cache_salt.encode()
+    content = len(salt).to_bytes(8, "little") + salt + adapter.encode()
+    return blake2b(content, digest_size=KEY_BYTES).digest()
+
+
+def chain_keys(parent: bytes, token_ids: tuple[int, ...] | list[int], size: int) -> Iterator[bytes]:
+    """Keys of the full blocks of `size` tokens in `token_ids`, which follow those of `parent`."""
+    content, step = array("q", token_ids).tobytes(), 8 * size
+    for start in range(0, len(content) - step + 1, step):
+        parent = blake2b(parent + content[start : start + step], digest_size=KEY_BYTES).digest()
+        yield parent
+
+
+class PrefixIndex:
+    """Key -> block and back, for blocks in device memory."""
+
+    def __init__(self) -> None:
+        self._block_of: dict[bytes, int] = {}
+        self._key_of: dict[int, bytes] = {}
+
+    def __len__(self) -> int:
+        return len(self._block_of)
+
+    def find(self, key: bytes) -> int | None:
+        """The block with the content of `key`."""
+        return self._block_of.get(key)
+
+    def has(self, block: int) -> bool:
+        """Whether the block can be found by its content."""
+        return block in self._key_of
+
+    def insert(self, key: bytes, block: int) -> None:
+        """Let `block` be found by `key`. The first block with a content stays the one found."""
+        if key not in self._block_of:
+            self._block_of[key] = block
+            self._key_of[block] = key
+
+    def remove(self, block: int) -> bytes | None:
+        """Let `block` not be found any more; returns its key if it had one."""
+        key = self._key_of.pop(block, None)
+        if key is not None:
+            del self._block_of[key]
+        return key
