@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from tpinfer.costs.ops import StepAggregates
 from tpinfer.scheduling.draft import Scheduled
 from tpinfer.scheduling.limits import SchedulerLimits
-from tpinfer.scheduling.request import Sequence
-from tpinfer.scheduling.scheduler import NO_TOKEN, Scheduler
+from tpinfer.scheduling.request import NO_TOKEN, Sequence
+from tpinfer.scheduling.scheduler import Scheduler
 from tpinfer.steps.plan import decode, encode
 
 VOCABULARY = 40
@@ -180,10 +180,7 @@ class ModelDevice:
     def _check_keys(self, row: _Row, count: int) -> None:
         size, groups = self._limits.block_size, self._limits.num_groups
         first = row.num_computed - count
-        if self._limits.window is None:
-            first = 0
-        else:
-            first = max(0, first - self._limits.window + 1)
+        first = 0 if self._limits.window is None else max(0, first - self._limits.window + 1)
         for position in range(first, row.num_computed):
             place = position // size
             assert place >= row.num_dropped, "a block that a query needs was dropped"

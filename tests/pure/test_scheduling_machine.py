@@ -136,7 +136,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(which=st.integers(0, 1000), steps=st.integers(0, 3))
     def hold_back(self, which: int, steps: int) -> None:
         one = self.alive[which % len(self.alive)]
-        one.next_eligible_step = self.loop.device.last_step + steps
+        self.loop.scheduler.hold_back(one, self.loop.device.last_step + steps)
 
     @rule(rounds=st.integers(1, 12))
     def run_on(self, rounds: int) -> None:
@@ -159,6 +159,4 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase
-TestSchedulerMachine.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None
-)
+TestSchedulerMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

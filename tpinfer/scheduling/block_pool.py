@@ -92,6 +92,14 @@ class BlockPool:
         self.num_referenced += count
         return taken
 
+    def extend(self, block: int) -> bool:
+        """Take the block behind a held one if it is free; False if it is not."""
+        if not self._runs.take_at(block + 1):
+            return False
+        self._references[block + 1] = 1
+        self.num_referenced += 1
+        return True
+
     def share(self, block: int) -> None:
         """Hold a block that is cached or held already."""
         if not self._references[block]:

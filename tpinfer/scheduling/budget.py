@@ -49,11 +49,7 @@ class StepBudget:
     def reserve_decodes(self, running: list[Sequence]) -> None:
         """Count in the time of the sequences that decode in this step."""
         if self._sums is not None:
-            decodes = [
-                s
-                for s in running
-                if s.num_known - s.num_planned == 1 and s.num_planned < s.max_context
-            ]
+            decodes = [s for s in running if s.num_left == 1 and s.num_planned < s.max_context]
             num_full = sum(s.sampling.temperature != 0 for s in decodes)
             self._sums.add_decodes([s.num_known for s in decodes], num_full)
 

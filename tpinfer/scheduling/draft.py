@@ -19,6 +19,8 @@ class Scheduled:
     """In the order of `plan.rows`."""
     admitted: tuple[Sequence, ...]
     """In the order of `records`."""
+    num_decodes: int = 0
+    """Leading sequences with one query token and one sample."""
     stale: set[int] = field(default_factory=set)
     """Ids of sequences that were preempted since: the keys and values that the step gave them are
     not in their blocks any more. What it drew for them counts."""
@@ -49,7 +51,7 @@ class Draft:
 
     def run(self, sequence: Sequence, count: int, new_blocks: list[int]) -> None:
         """Let a sequence compute `count` tokens more, for which it has the blocks."""
-        left = sequence.num_known - sequence.num_planned
+        left = sequence.num_left
         if left == 1:
             self.late_decodes.append(sequence)
             self.budget.num_tokens -= 1
@@ -59,7 +61,7 @@ class Draft:
             self.samples.append(int(count == left))
             self.budget.take(sequence, sequence.num_planned, count)
         sequence.num_planned += count
-        sequence.num_known += count == left
+        sequence.num_left = max(1, left - count)  # where it draws, the drawn token is left
         if new_blocks:
             self.new_blocks.append((sequence.row, *new_blocks))
 
@@ -74,7 +76,6 @@ class Draft:
             self.decodes.pop()
             self.budget.num_tokens += 1
             sequence.num_planned -= 1
-            sequence.num_known -= 1
 
     def scheduled(
         self, step_id: int, released: Iterable[int], dropped: Mapping[int, int], moves: Moves
@@ -95,4 +96,6 @@ class Draft:
             tuple(moves.to_host),
             tuple(moves.from_host),
         )
-        return Scheduled(tuple(self.records), plan, tuple(sequences), tuple(self.admitted))
+        return Scheduled(
+            tuple(self.records), plan, tuple(sequences), tuple(self.admitted), len(decodes)
+        )

@@ -31,6 +31,16 @@ class FreeRuns:
         self._is_free[block] = 1
         self.num_free[block % self._num_groups] += 1
 
+    def take_at(self, block: int) -> bool:
+        """Take one block if it is the first of a run, as one behind a held block is if it is free;
+        False if it is not."""
+        if block not in self._end:
+            return False
+        self._open(block + 1, self._close(block))
+        self._is_free[block] = 0
+        self.num_free[block % self._num_groups] -= 1
+        return True
+
     def take(self, count: int, first: int, after: int | None, room: int) -> list[int]:
         """Take `count` blocks of the classes `first`, `first + 1` ... modulo the number of groups.
 
@@ -77,8 +87,9 @@ class FreeRuns:
         self._open(start, at)
         self._open(stop, end)
         self._is_free[at:stop] = bytes(stop - at)
-        for block in range(at, stop):
-            self.num_free[block % self._num_groups] -= 1
+        groups = self._num_groups
+        for block in range(at, min(stop, at + groups)):  # one of each class, for all of it
+            self.num_free[block % groups] -= len(range(block, stop, groups))
 
     def _open(self, start: int, end: int) -> None:
         if start < end:

@@ -7,7 +7,7 @@ those share nothing. BLAKE2b with 16 bytes (RFC 7693): two contents that collide
 """
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 
 KEY_BYTES = 16
@@ -18,6 +18,11 @@ def root_key(cache_salt: str, adapter: str) -> bytes:
     salt = cache_salt.encode()
     content = len(salt).to_bytes(8, "little") + salt + adapter.encode()
     return blake2b(content, digest_size=KEY_BYTES).digest()
+
+
+def block_key(parent: bytes, token_ids: tuple[int, ...] | list[int]) -> bytes:
+    """Key of the block with these tokens behind the block of `parent`."""
+    return blake2b(parent + array("q", token_ids).tobytes(), digest_size=KEY_BYTES).digest()
 
 
 def chain_keys(parent: bytes, token_ids: tuple[int, ...] | list[int], size: int) -> Iterator[bytes]:
@@ -46,11 +51,13 @@ class PrefixIndex:
         """Whether the block can be found by its content."""
         return block in self._key_of
 
-    def insert(self, key: bytes, block: int) -> None:
-        """Let `block` be found by `key`. The first block with a content stays the one found."""
-        if key not in self._block_of:
-            self._block_of[key] = block
-            self._key_of[block] = key
+    def insert(self, keys: Iterable[bytes], blocks: Iterable[int]) -> None:
+        """Let each block be found by its key. The first block with a content stays the one
+        found."""
+        keep, key_of = self._block_of.setdefault, self._key_of
+        for key, block in zip(keys, blocks, strict=True):
+            if keep(key, block) == block:
+                key_of[block] = key
 
     def remove(self, block: int) -> bytes | None:
         """Let `block` not be found any more; returns its key if it had one."""

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from tpinfer.steps.plan import SamplingRecord, SequenceRecord
 
 NEVER = 1 << 62
-"""A position that no sequence reaches."""
+"""A position, or a step, that is not reached."""
+NO_TOKEN = -1
+"""What a rank says it drew where the logits were not numbers."""
 
 
 @dataclass(slots=True, eq=False)
@@ -49,8 +51,8 @@ class Sequence:
     """Tokens whose keys and values are known to be in its blocks."""
     num_planned: int = 0
     """The same once the steps in flight are done."""
-    num_known: int = 0
-    """Prompt and generated tokens, with those that the steps in flight draw."""
+    num_left: int = 0
+    """Tokens behind those, counting the ones that the steps in flight draw. 1 in a decode."""
     token_ids: list[int] = field(default_factory=list)
     """Generated tokens."""
     token_times_ns: list[int] = field(default_factory=list)
@@ -69,10 +71,16 @@ class Sequence:
 
     order: tuple[int, int] = (0, 0)
     """What decides who goes first: (arrival moved by priority in ns, id)."""
+    max_context: int = 0
+    """Most tokens whose keys it can ever cache: the last token is never fed back."""
     family: Family | None = None
     """The request's other continuations, if there are any."""
+    ends: frozenset[int] = frozenset()
+    """Tokens that end it, the one that stands for an error included."""
     free_until: int = 0
-    """A decode at a position below this one neither needs a block nor drops one."""
+    """At a `num_planned` below this it decodes, needs no block and drops none."""
+    border: int = 0
+    """`num_computed` from which there is more to do than to note a token."""
     full_at: int = NEVER
     """`num_computed` at which the next block can be put into the prefix cache."""
     num_registered: int = 0
@@ -88,14 +96,19 @@ class Sequence:
         return len(self.prompt_token_ids) + len(self.token_ids)
 
     @property
-    def num_drawing(self) -> int:
-        """Tokens that steps in flight draw for it."""
-        return self.num_known - len(self.prompt_token_ids) - len(self.token_ids)
+    def num_known(self) -> int:
+        """Prompt and generated tokens, with those that the steps in flight draw."""
+        return self.num_planned + self.num_left
 
     @property
-    def max_context(self) -> int:
-        """Most tokens whose keys it can ever cache: the last token is never fed back."""
-        return len(self.prompt_token_ids) + self.max_tokens - 1
+    def num_drawing(self) -> int:
+        """Tokens that steps in flight draw for it."""
+        return self.num_known - self.num_tokens
+
+    @property
+    def wants_whole_prompt(self) -> bool:
+        """Whether it must still compute every prompt token itself."""
+        return self.needs_whole_prompt and not self.token_ids
 
     def tokens(self, start: int, stop: int) -> tuple[int, ...]:
         """Tokens [start, stop) of prompt and output; their values must be on the host."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from tpinfer.scheduling.block_pool import BlockPool
 from tpinfer.scheduling.host_tier import HostTier
 from tpinfer.scheduling.limits import SchedulerLimits, SchedulerStats
-from tpinfer.scheduling.prefix_cache import PrefixIndex, chain_keys, root_key
+from tpinfer.scheduling.prefix_cache import PrefixIndex, block_key, chain_keys, root_key
 from tpinfer.scheduling.request import NEVER, Sequence
 
 
@@ -39,13 +39,19 @@ class SequenceBlocks:
     """Tables, references and content of all blocks."""
 
     def __init__(self, limits: SchedulerLimits, stats: SchedulerStats) -> None:
-        self.pool = BlockPool(limits.num_blocks, limits.num_groups, self._evicted)
-        self.index = PrefixIndex()
-        self.host = HostTier(limits.num_host_blocks, limits.num_groups)
+        self._limits = limits
         self._size = limits.block_size
         self._window = limits.window
         self._caching = limits.prefix_caching
         self._stats = stats
+        self.reset()
+
+    def reset(self) -> None:
+        """Nobody holds a block and no block holds anything."""
+        limits = self._limits
+        self.pool = BlockPool(limits.num_blocks, limits.num_groups, self._evicted)
+        self.index = PrefixIndex()
+        self.host = HostTier(limits.num_host_blocks, limits.num_groups)
         self._moves = Moves()
 
     def first_needed(self, position: int) -> int:
@@ -73,6 +79,20 @@ class SequenceBlocks:
         held = sequence.num_dropped_blocks + len(sequence.blocks)
         return max(0, -(-sequence.num_known // self._size) - held)
 
+    def extend(self, sequence: Sequence) -> list[int] | None:
+        """The short way for a decode: the block that the next token needs, if it adjoins the last
+        one, or none if none is needed. None where `slide`, `most` and `grow` must see to it."""
+        held = sequence.blocks
+        if self._window is not None or not held:
+            return None
+        if sequence.num_planned < len(held) * self._size:
+            return []
+        block = held[-1]
+        if not self.pool.extend(block):
+            return None
+        held.append(block + 1)
+        return [block + 1]
+
     def grow(self, sequence: Sequence, stop: int) -> list[int]:
         """Take the blocks that tokens up to `stop` still need; returns them."""
         size, held = self._size, sequence.blocks
@@ -84,7 +104,6 @@ class SequenceBlocks:
         room = -(-min(most, sequence.max_context) // size) - first
         taken = self.pool.take(count, first, held[-1] if held else None, max(room, count))
         held += taken
-        self.mark_borders(sequence)
         return taken
 
     def slide(self, sequence: Sequence) -> int:
@@ -96,7 +115,6 @@ class SequenceBlocks:
         self._release(sequence.blocks[:count])
         del sequence.blocks[:count]
         sequence.num_dropped_blocks = first
-        self.mark_borders(sequence)
         return count
 
     def release(self, sequence: Sequence) -> None:
@@ -121,22 +139,25 @@ class SequenceBlocks:
         """Compute the keys of all full blocks of tokens whose values are on the host."""
         keys, size = sequence.keys, self._size
         count = sequence.num_tokens // size
-        if self._caching and count > len(keys):
-            parent = keys[-1] if keys else root_key(sequence.cache_salt, sequence.adapter)
-            tokens = sequence.tokens(len(keys) * size, count * size)
-            keys += chain_keys(parent, tokens, size)
+        if not self._caching or count <= len(keys):
+            return
+        parent = keys[-1] if keys else root_key(sequence.cache_salt, sequence.adapter)
+        start = len(keys) * size - len(sequence.prompt_token_ids)
+        if start >= 0 and count == len(keys) + 1:  # the short way, for a decode
+            keys.append(block_key(parent, sequence.token_ids[start : start + size]))
+        else:
+            keys += chain_keys(parent, sequence.tokens(len(keys) * size, count * size), size)
 
     def register(self, sequence: Sequence) -> list[bytes]:
         """Put blocks that are full of committed tokens into the prefix cache; returns the keys."""
-        size, first = self._size, sequence.num_registered
-        stop = sequence.num_computed // size
+        first, stop = sequence.num_registered, sequence.num_computed // self._size
         self.know_keys(sequence)
-        for place in range(max(first, sequence.num_dropped_blocks), stop):
-            block = sequence.blocks[place - sequence.num_dropped_blocks]
-            if not self.index.has(block):
-                self.index.insert(sequence.keys[place], block)
+        dropped = sequence.num_dropped_blocks
+        held = max(first, dropped)
+        if held < stop:
+            blocks = sequence.blocks[held - dropped : stop - dropped]
+            self.index.insert(sequence.keys[held:stop], blocks)
         sequence.num_registered = stop
-        sequence.full_at = (stop + 1) * size
         return sequence.keys[first:stop]
 
     def find(self, sequence: Sequence) -> Hit:
@@ -155,11 +176,11 @@ class SequenceBlocks:
             first, stop = self._find_behind_window(keys, most)
         return Hit(first, stop, tuple(self.index.find(key) for key in keys[first:stop]))
 
-    def take_over(self, sequence: Sequence, hit: Hit, stop: int, spare: int) -> int:
+    def take_over(self, sequence: Sequence, hit: Hit, stop: int, spare: int) -> bool:
         """Give a waiting sequence the blocks of `hit` and those that tokens up to `stop` need.
 
-        Returns the token up to which it has blocks: `stop`, or 0 when they are not there with
-        `spare` others to remain; then nothing has changed.
+        Returns False, having changed nothing, when they are not there with `spare` others to
+        remain.
         """
         pool, size = self.pool, self._size
         found = [block for block in hit.blocks if block is not None]
@@ -169,7 +190,7 @@ class SequenceBlocks:
         absent = [place for place, b in enumerate(hit.blocks, hit.first) if b is None]
         if not pool.fits([*absent, *range(hit.stop, last)], spare):
             self._release(reversed(found))
-            return 0
+            return False
         sequence.num_dropped_blocks = hit.first
         # All are named before any block is taken: what is evicted for them takes none of theirs.
         saved = [self.host.fetch(sequence.keys[place], place) for place in absent]
@@ -177,15 +198,15 @@ class SequenceBlocks:
         for place, block in enumerate(hit.blocks, hit.first):
             if block is None:
                 (block,) = pool.take(1, place, held[-1] if held else None)
-                self.index.insert(sequence.keys[place], block)
+                self.index.insert([sequence.keys[place]], [block])
             held.append(block)
         self._moves.from_host += zip(saved, (held[p - hit.first] for p in absent), strict=True)
         self._stats.num_blocks_fetched += len(saved)
         sequence.num_registered = hit.stop
         sequence.num_computed = sequence.num_planned = hit.stop * size
+        sequence.num_left -= hit.stop * size
         self.grow(sequence, stop)
-        self.mark_borders(sequence)
-        return stop
+        return True
 
     def fork(self, source: Sequence, sibling: Sequence, spare: int) -> bool:
         """Give a waiting sibling the prompt's blocks of `source`: full ones by reference, and a
@@ -206,6 +227,7 @@ class SequenceBlocks:
             self.pool.share(block)
         sibling.blocks, sibling.num_dropped_blocks = shared, first
         sibling.num_computed = sibling.num_planned = position
+        sibling.num_left = 1
         sibling.num_registered = stop
         self.grow(sibling, position + 1)
         if position % size:
@@ -242,7 +264,6 @@ class SequenceBlocks:
         self.host.bring_back(saved)
         sequence.host_blocks = []
         sequence.num_registered = 0  # put in again when the step is committed
-        self.mark_borders(sequence)
         return True
 
     def take_moves(self) -> Moves:
@@ -252,13 +273,23 @@ class SequenceBlocks:
         return taken
 
     def mark_borders(self, sequence: Sequence) -> None:
-        """Note up to where a decode needs nothing from here."""
-        dropped, size = sequence.num_dropped_blocks, self._size
-        until = min((dropped + len(sequence.blocks)) * size, sequence.max_context)
-        if self._window is not None:
-            until = min(until, (dropped + 1) * size + self._window - 1)
+        """Note up to where a sequence that has a place in a step needs nothing from here."""
+        until = 0
+        if sequence.num_left == 1:
+            dropped, size = sequence.num_dropped_blocks, self._size
+            until = min((dropped + len(sequence.blocks)) * size, sequence.max_context)
+            if self._window is not None:
+                until = min(until, (dropped + 1) * size + self._window - 1)
         sequence.free_until = until
-        sequence.full_at = (sequence.num_registered + 1) * size if self._caching else NEVER
+        self.mark_full(sequence)
+
+    def mark_full(self, sequence: Sequence) -> None:
+        """Note when there will be something to do about what a sequence has computed."""
+        full_at = (sequence.num_registered + 1) * self._size if self._caching else NEVER
+        sequence.full_at = full_at
+        sequence.border = min(full_at, sequence.max_context)
+        if not sequence.token_ids:
+            sequence.border = min(sequence.border, len(sequence.prompt_token_ids))
 
     def _find_behind_window(self, keys: list[bytes], most: int) -> tuple[int, int]:
         """The longest prefix of which what a window still sees is there, as [first, stop)."""
