@@ -20,17 +20,19 @@ TARGET_US = 200.0
 NUM_RUNNING = 256
 BLOCK_SIZE = 16
 ROUNDS, STEPS = 7, 96
+NUM_PROMPTS, PROMPT_TOKENS = 50, 32_000
 DECODED_TOKEN = 11
 
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What runs beside the decodes."""
+    """What there is beside the decodes."""
 
     name: str
     num_waiting: int = 0
-    prompt_tokens: int = 0
-    """Length of a prompt that is computed in chunks all the while; 0 for none."""
+    """Requests that wait for a row all the while."""
+    has_prompts: bool = False
+    """Whether prompts are computed all the while, one after the other, in chunks."""
     is_aligned: bool = False
     """Whether all decodes fill their blocks in the same step."""
     depth: int = 1
@@ -40,38 +42,37 @@ SITUATIONS = (
     Situation("256 decodes"),
     Situation("256 decodes, planned one step ahead", depth=2),
     Situation("256 decodes, 32 waiting", num_waiting=32),
-    Situation("256 decodes and a prompt's chunks", prompt_tokens=3_000_000),
-    Situation("256 decodes and a prompt's chunks, 32 waiting", 32, 3_000_000),
+    Situation("256 decodes and a prompt's chunk", has_prompts=True),
+    Situation("256 decodes and a prompt's chunk, 32 waiting", 32, has_prompts=True),
     Situation("256 decodes that fill blocks together", is_aligned=True),
 )
 
 
 def prepared(situation: Situation) -> Scheduler:
     """A scheduler with all decodes running."""
-    num_prompts = int(situation.prompt_tokens > 0)
     limits = SchedulerLimits(
         block_size=BLOCK_SIZE,
-        num_blocks=300_000,
-        max_num_seqs=NUM_RUNNING + num_prompts,
+        num_blocks=60_000,
+        max_num_seqs=NUM_RUNNING + situation.has_prompts,
         max_num_batched_tokens=2048,
-        max_model_len=4_000_000,
+        max_model_len=100_000,
     )
     scheduler = Scheduler(limits)
     for index in range(NUM_RUNNING):
-        length = 400 + (0 if situation.is_aligned else index)
-        prompt = tuple(range(index * 1000, index * 1000 + length))
-        scheduler.add(Sequence(index, prompt, 5000, frozenset({2}), index))
-    while any(s.num_computed < len(s.prompt_token_ids) for s in scheduler.running) or (
-        scheduler.num_waiting
-    ):
+        add(scheduler, index, 400 + (0 if situation.is_aligned else index), 5000)
+    while scheduler.num_waiting or any(not one.token_ids for one in scheduler.running):
         step(scheduler)
-    prompt = tuple(range(10_000_000, 10_000_000 + situation.prompt_tokens))
-    for index in range(num_prompts):
-        scheduler.add(Sequence(index, prompt, 10, frozenset(), NUM_RUNNING))
+    for index in range(NUM_PROMPTS if situation.has_prompts else 0):
+        add(scheduler, 1000 + index, PROMPT_TOKENS, 1)
     for index in range(situation.num_waiting):
-        tokens = tuple(range(9_000_000 + index * 1000, 9_000_500 + index * 1000))
-        scheduler.add(Sequence(index, tokens, 100, frozenset({2}), NUM_RUNNING + 1 + index))
+        add(scheduler, 2000 + index, 500, 100)
     return scheduler
+
+
+def add(scheduler: Scheduler, index: int, length: int, max_tokens: int) -> None:
+    """Queue a request with a prompt of its own."""
+    prompt = tuple(range(index * 50_000, index * 50_000 + length))
+    scheduler.add(Sequence(index, prompt, max_tokens, frozenset({2}), index))
 
 
 def step(scheduler: Scheduler) -> None:

@@ -61,8 +61,13 @@ class WaitingQueue:
 
     def computed(self, keys: list[bytes]) -> None:
         """Blocks with these keys can be found from now on."""
+        owner = self._owner
+        if not owner:
+            return
         for key in keys:
-            if self._owner.pop(key, None) is not None:
+            owner.pop(key, None)
+        if self._behind:
+            for key in keys:
                 self._wake(key)
 
     def gave_up(self, sequence: Sequence) -> None:
