@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 from tpinfer.scheduling.free_runs import FreeRuns
 
-EVICT_AHEAD = 8
-"""Cached blocks given up at once when free ones run out: old neighbours come back as one run."""
+MOST_EVICTED_AHEAD = 8
+"""Cached blocks given up at once when free ones run out, a 32nd of the cache at most: old
+neighbours come back as one run."""
 
 
 class BlockPool:
@@ -30,6 +31,7 @@ class BlockPool:
         """Blocks that somebody holds."""
         self._runs = FreeRuns(num_blocks, num_groups)
         self._references = [0] * num_blocks
+        self._evict_ahead = min(MOST_EVICTED_AHEAD, num_blocks // 32)
         self._cached: list[OrderedDict[int, None]] = [OrderedDict() for _ in range(num_groups)]
         self._on_evict = on_evict
 
@@ -144,7 +146,7 @@ class BlockPool:
 
     def _evict(self, of_class: int, count: int) -> None:
         cached = self._cached[of_class]
-        for _ in range(min(len(cached), max(count, EVICT_AHEAD))):
+        for _ in range(min(len(cached), max(count, self._evict_ahead))):
             block, _ = cached.popitem(last=False)
             self._on_evict(block)
             self._runs.give_back(block)
