@@ -116,7 +116,12 @@ def test_a_host_block_stays_as_it_is_until_the_plan_is_issued() -> None:
     assert host.fetch(b"a", 3) == 0 and host.hold([5]) is None, "it is only being fetched"
     host.settle()
     held = host.hold([5])
-    assert held == [0] and host.find(b"a", 3) is None and not host.is_settled(held)
+    assert (
+        held is not None
+        and held == [0]
+        and host.find(b"a", 3) is None
+        and not host.is_settled(held)
+    )
     host.release(held)
     assert host.hold([5]) is None and host.num_free == 1
     host.settle()

@@ -88,10 +88,11 @@ def test_generated_tokens_are_found_too_and_the_last_token_is_always_computed() 
     assert (again.num_cached_tokens, whole.num_cached_tokens) == (8, 12)
 
 
-@pytest.mark.parametrize("change", [{"cache_salt": "b"}, {"adapter": "b"}])
-def test_salt_and_adapter_keep_prefixes_apart(change: dict[str, str]) -> None:
+@pytest.mark.parametrize(("salt", "adapter"), [("b", ""), ("", "b")])
+def test_salt_and_adapter_keep_prefixes_apart(salt: str, adapter: str) -> None:
     loop = Loop(limits(num_blocks=64, max_num_batched_tokens=64))
-    for one in (sequence(20, 2), sequence(20, 2, **change), sequence(20, 2)):
+    other = sequence(20, 2, cache_salt=salt, adapter=adapter)
+    for one in (sequence(20, 2), other, sequence(20, 2)):
         loop.add(one)
         loop.drain()
     assert loop.scheduler.stats().num_hit_tokens == 16
