@@ -59,6 +59,11 @@ class PrefixIndex:
             if keep(key, block) == block:
                 key_of[block] = key
 
+    def insert_one(self, key: bytes, block: int) -> None:
+        """The same for one block."""
+        if self._block_of.setdefault(key, block) == block:
+            self._key_of[block] = key
+
     def remove(self, block: int) -> bytes | None:
         """Let `block` not be found any more; returns its key if it had one."""
         key = self._key_of.pop(block, None)

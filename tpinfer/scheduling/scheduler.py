@@ -136,8 +136,10 @@ class Scheduler:
             sequence.num_computed = computed = sequence.num_computed + 1
             sequence.token_ids.append(token)
             sequence.token_times_ns.append(now_ns)
-            if computed >= sequence.border or token in sequence.ends:
+            if computed >= sequence.border:
                 self._pass_border(sequence)
+                self._look_for_end(sequence, token)
+            elif token in sequence.ends:
                 self._look_for_end(sequence, token)
         if num_short < len(plan.rows):
             self._commit_rest(scheduled, num_short, drawn, now_ns, news)
@@ -341,12 +343,11 @@ class Scheduler:
 
     def _look_for_end(self, sequence: Sequence, token: int) -> None:
         """End a sequence if the token it took is its last."""
-        if token == NO_TOKEN:
-            sequence.token_ids.pop()
-            sequence.token_times_ns.pop()
-            self._end(sequence, "error")
-        elif token in sequence.stop_token_ids:
-            self._end(sequence, "stop")
+        if token in sequence.ends:
+            if token == NO_TOKEN:
+                sequence.token_ids.pop()
+                sequence.token_times_ns.pop()
+            self._end(sequence, "error" if token == NO_TOKEN else "stop")
         elif len(sequence.token_ids) >= sequence.max_tokens:
             self._end(sequence, "length")
 

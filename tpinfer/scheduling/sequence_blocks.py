@@ -154,7 +154,9 @@ class SequenceBlocks:
         self.know_keys(sequence)
         dropped = sequence.num_dropped_blocks
         held = max(first, dropped)
-        if held < stop:
+        if held == stop - 1:  # the short way, for a decode
+            self.index.insert_one(sequence.keys[held], sequence.blocks[held - dropped])
+        elif held < stop:
             blocks = sequence.blocks[held - dropped : stop - dropped]
             self.index.insert(sequence.keys[held:stop], blocks)
         sequence.num_registered = stop
@@ -198,7 +200,7 @@ class SequenceBlocks:
         for place, block in enumerate(hit.blocks, hit.first):
             if block is None:
                 (block,) = pool.take(1, place, held[-1] if held else None)
-                self.index.insert([sequence.keys[place]], [block])
+                self.index.insert_one(sequence.keys[place], block)
             held.append(block)
         self._moves.from_host += zip(saved, (held[p - hit.first] for p in absent), strict=True)
         self._stats.num_blocks_fetched += len(saved)
@@ -281,7 +283,6 @@ class SequenceBlocks:
             if self._window is not None:
                 until = min(until, (dropped + 1) * size + self._window - 1)
         sequence.free_until = until
-        self.mark_full(sequence)
 
     def mark_full(self, sequence: Sequence) -> None:
         """Note when there will be something to do about what a sequence has computed."""
