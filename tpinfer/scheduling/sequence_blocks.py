@@ -50,7 +50,7 @@ class SequenceBlocks:
         """Nobody holds a block and no block holds anything."""
         limits = self._limits
         self.pool = BlockPool(limits.num_blocks, limits.num_groups, self._evicted)
-        self.index = PrefixIndex()
+        self.index = PrefixIndex(limits.num_blocks)
         self.host = HostTier(limits.num_host_blocks, limits.num_groups)
         self._moves = Moves()
 
