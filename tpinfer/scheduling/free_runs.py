@@ -71,6 +71,12 @@ class FreeRuns:
             after = stop - 1
         return taken
 
+    def take_one(self, place: int, room: int) -> int:
+        """The same for one block that adjoins none."""
+        start, at, _ = self._place(place, max(room, 1))
+        self._carve(start, at, at + 1)
+        return at
+
     def _place(self, first: int, room: int) -> tuple[int, int, int]:
         """(start of a run, where to begin in it, its end)."""
         groups = self._num_groups

@@ -80,18 +80,22 @@ class SequenceBlocks:
         return max(0, -(-sequence.num_known // self._size) - held)
 
     def extend(self, sequence: Sequence) -> list[int] | None:
-        """The short way for a decode: the block that the next token needs, if it adjoins the last
-        one, or none if none is needed. None where `slide`, `most` and `grow` must see to it."""
+        """The short way for a decode: take the block that the next token needs, or none if none is
+        needed. None where `slide`, `most` and `grow` must see to it."""
         held = sequence.blocks
         if self._window is not None or not held:
             return None
         if sequence.num_planned < len(held) * self._size:
             return []
-        block = held[-1]
-        if not self.pool.extend(block):
-            return None
-        held.append(block + 1)
-        return [block + 1]
+        block = held[-1] + 1
+        if not self.pool.extend(held[-1]):
+            room = -(-sequence.max_context // self._size) - len(held)
+            found = self.pool.take_one(len(held), room)
+            if found is None:
+                return None
+            block = found
+        held.append(block)
+        return [block]
 
     def grow(self, sequence: Sequence, stop: int) -> list[int]:
         """Take the blocks that tokens up to `stop` still need; returns them."""
