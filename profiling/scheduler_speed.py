@@ -20,7 +20,7 @@ TARGET_US = 200.0
 NUM_RUNNING = 256
 BLOCK_SIZE = 16
 ROUNDS, STEPS = 7, 96
-NUM_PROMPTS, PROMPT_TOKENS = 50, 32_000
+NUM_PROMPTS, NUM_OLD, PROMPT_TOKENS = 160, 121, 8_000
 DECODED_TOKEN = 11
 
 
@@ -35,6 +35,8 @@ class Situation:
     """Whether prompts are computed all the while, one after the other, in chunks."""
     is_aligned: bool = False
     """Whether all decodes fill their blocks in the same step."""
+    is_full: bool = False
+    """Whether all blocks beside theirs keep prefixes of old requests, to be given up one by one."""
     depth: int = 1
 
 
@@ -45,6 +47,7 @@ SITUATIONS = (
     Situation("256 decodes and a prompt's chunk", has_prompts=True),
     Situation("256 decodes and a prompt's chunk, 32 waiting", 32, has_prompts=True),
     Situation("256 decodes that fill blocks together", is_aligned=True),
+    Situation("256 decodes, cache full of old prefixes", is_full=True),
 )
 
 
@@ -52,12 +55,17 @@ def prepared(situation: Situation) -> Scheduler:
     """A scheduler with all decodes running."""
     limits = SchedulerLimits(
         block_size=BLOCK_SIZE,
-        num_blocks=60_000,
+        num_blocks=60_000 if situation.is_full else 120_000,
         max_num_seqs=NUM_RUNNING + situation.has_prompts,
         max_num_batched_tokens=2048,
         max_model_len=100_000,
     )
     scheduler = Scheduler(limits)
+    if situation.is_full:
+        for index in range(NUM_OLD):
+            add(scheduler, 3000 + index, PROMPT_TOKENS, 1)
+        while scheduler.has_work:
+            step(scheduler)
     for index in range(NUM_RUNNING):
         add(scheduler, index, 400 + (0 if situation.is_aligned else index), 5000)
     while scheduler.num_waiting or any(not one.token_ids for one in scheduler.running):

@@ -95,13 +95,13 @@ def run(seat: Seat, wanted: dict[str, Any]) -> int:
             (directory / f"arrivals-{seat.rank}.json").write_text(json.dumps(arrivals))
             return 0
         if wanted.get("schedule_us"):
-            plan = engine._scheduler.plan
+            schedule = engine._scheduler.schedule
 
-            def slow_plan() -> Any:
+            def slow_schedule(now_ns: int) -> Any:
                 busy_wait(wanted["schedule_us"])
-                return plan()
+                return schedule(now_ns)
 
-            engine._scheduler.plan = slow_plan
+            engine._scheduler.schedule = slow_schedule
         params = SamplingParams(temperature=0.0, max_tokens=wanted["num_tokens"], ignore_eos=True)
         num_prompts = wanted.get("num_prompts", 1)
         requests = [GenerationRequest([5 + i, 6, 7, 8], params) for i in range(num_prompts)]

@@ -108,6 +108,7 @@ class Admission:
         self._blocks.grow(sequence, sequence.num_planned + count)
         draft.run(sequence, count, sequence.blocks)
         self._blocks.mark_borders(sequence)
+        self._blocks.mark_full(sequence)
 
 
 def check_request(sequence: Sequence, limits: SchedulerLimits) -> None:

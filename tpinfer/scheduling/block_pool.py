@@ -102,6 +102,19 @@ class BlockPool:
         self.num_referenced += 1
         return True
 
+    def take_one(self, place: int, room: int) -> int | None:
+        """Take a block for a sequence's `place` that may grow to `room` blocks; None when there is
+        none."""
+        of_class = place % self.num_groups
+        if not self._runs.num_free[of_class]:
+            if not self._cached[of_class]:
+                return None
+            self._evict(of_class, 1)
+        block = self._runs.take_one(place, room)
+        self._references[block] = 1
+        self.num_referenced += 1
+        return block
+
     def share(self, block: int) -> None:
         """Hold a block that is cached or held already."""
         if not self._references[block]:

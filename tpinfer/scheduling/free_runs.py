@@ -34,9 +34,17 @@ class FreeRuns:
     def take_at(self, block: int) -> bool:
         """Take one block if it is the first of a run, as one behind a held block is if it is free;
         False if it is not."""
-        if block not in self._end:
+        end = self._end.get(block)
+        if end is None:
             return False
-        self._open(block + 1, self._close(block))
+        size, rest = (end - block).bit_length(), block + 1
+        if rest < end and (end - rest).bit_length() == size:  # the run stays where it is filed
+            bucket = self._by_size[size]
+            del bucket[block], self._end[block]
+            bucket[rest] = None
+            self._end[rest], self._start[end] = end, rest
+        else:
+            self._open(rest, self._close(block))
         self._is_free[block] = 0
         self.num_free[block % self._num_groups] -= 1
         return True
@@ -62,6 +70,12 @@ class FreeRuns:
             taken += range(at, stop)
             after = stop - 1
         return taken
+
+    def take_one(self, place: int, room: int) -> int:
+        """The same for one block that adjoins none."""
+        start, at, _ = self._place(place, max(room, 1))
+        self._carve(start, at, at + 1)
+        return at
 
     def _place(self, first: int, room: int) -> tuple[int, int, int]:
         """(start of a run, where to begin in it, its end)."""

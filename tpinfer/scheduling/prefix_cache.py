@@ -36,9 +36,9 @@ def chain_keys(parent: bytes, token_ids: tuple[int, ...] | list[int], size: int)
 class PrefixIndex:
     """Key -> block and back, for blocks in device memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_blocks: int) -> None:
         self._block_of: dict[bytes, int] = {}
-        self._key_of: dict[int, bytes] = {}
+        self._key_of: list[bytes | None] = [None] * num_blocks
 
     def __len__(self) -> int:
         return len(self._block_of)
@@ -49,7 +49,7 @@ class PrefixIndex:
 
     def has(self, block: int) -> bool:
         """Whether the block can be found by its content."""
-        return block in self._key_of
+        return self._key_of[block] is not None
 
     def insert(self, keys: Iterable[bytes], blocks: Iterable[int]) -> None:
         """Let each block be found by its key. The first block with a content stays the one
@@ -59,9 +59,15 @@ class PrefixIndex:
             if keep(key, block) == block:
                 key_of[block] = key
 
+    def insert_one(self, key: bytes, block: int) -> None:
+        """The same for one block."""
+        if self._block_of.setdefault(key, block) == block:
+            self._key_of[block] = key
+
     def remove(self, block: int) -> bytes | None:
         """Let `block` not be found any more; returns its key if it had one."""
-        key = self._key_of.pop(block, None)
+        key = self._key_of[block]
         if key is not None:
+            self._key_of[block] = None
             del self._block_of[key]
         return key

@@ -18,9 +18,10 @@ from tpinfer.scheduling.audit import check_at_rest, check_sums
 from tpinfer.scheduling.budget import StepBudget, StepCosts
 from tpinfer.scheduling.draft import Draft, Scheduled
 from tpinfer.scheduling.limits import SchedulerLimits, SchedulerStats
-from tpinfer.scheduling.request import NEVER, NO_TOKEN, Family, Sequence
+from tpinfer.scheduling.request import NO_TOKEN, Family, Sequence
 from tpinfer.scheduling.rows import RunningRows
 from tpinfer.scheduling.sequence_blocks import SequenceBlocks
+from tpinfer.scheduling.service import Service
 from tpinfer.scheduling.waiting import WaitingQueue
 
 
@@ -35,6 +36,7 @@ class Scheduler:
         self._rows = RunningRows(limits.max_num_seqs)
         self._waiting = WaitingQueue()
         self._admission = Admission(limits, self._waiting, self._rows, self._blocks, self._stats)
+        self._service = Service(limits, costs, self._waiting, self._rows, self._blocks, self._stats)
         self._unfinished: dict[int, Sequence] = {}
         self._in_flight: deque[Scheduled] = deque()
         self._step_id = 0
@@ -98,7 +100,7 @@ class Scheduler:
         flight that means that no work is left.
         """
         draft = Draft(StepBudget(self.limits, self._costs))
-        self._serve_running(draft)
+        self._service.serve(draft, self._step_id, self._in_flight)
         self._admission.admit(draft, now_ns)
         if draft.is_empty:
             return None
@@ -136,8 +138,10 @@ class Scheduler:
             sequence.num_computed = computed = sequence.num_computed + 1
             sequence.token_ids.append(token)
             sequence.token_times_ns.append(now_ns)
-            if computed >= sequence.border or token in sequence.ends:
+            if computed >= sequence.border:
                 self._pass_border(sequence)
+                self._look_for_end(sequence, token)
+            elif token in sequence.ends:
                 self._look_for_end(sequence, token)
         if num_short < len(plan.rows):
             self._commit_rest(scheduled, num_short, drawn, now_ns, news)
@@ -209,96 +213,6 @@ class Scheduler:
         """The same, and when anything is still held though nothing is left to do."""
         check_at_rest(self._blocks, self._rows, self._unfinished.values())
 
-    # -- sequences that run --------------------------------------------------------------------
-
-    def _serve_running(self, draft: Draft) -> None:
-        running, budget = self._rows.running, draft.budget
-        budget.reserve_decodes(running)
-        if len(running) > budget.num_tokens:
-            self._serve_rest(draft, list(running))
-            return
-        decodes, rest = draft.decodes, []
-        for sequence in running:  # most need nothing but their turn
-            planned = sequence.num_planned
-            if planned < sequence.free_until:
-                sequence.num_planned = planned + 1
-                decodes.append(sequence)
-            else:
-                rest.append(sequence)
-        budget.num_tokens -= len(decodes)
-        if rest:
-            self._serve_rest(draft, rest)
-
-    def _serve_rest(self, draft: Draft, rest: list[Sequence]) -> None:
-        """Sequences that need blocks or compute a prompt, first served first."""
-        budget = draft.budget
-        step_id = self._step_id if self._in_flight else NEVER
-        num_decodes = sum([sequence.num_left == 1 for sequence in rest])
-        for sequence in rest:
-            left = sequence.num_left
-            num_decodes -= left == 1
-            if (
-                sequence.row < 0  # preempted for the one before
-                or sequence.num_planned >= sequence.max_context
-                or sequence.next_eligible_step > step_id
-                or budget.num_tokens <= 0
-            ):
-                continue
-            count = 1
-            if left > 1:
-                kept = min(num_decodes, budget.num_tokens - 1)  # for those behind it
-                budget.num_tokens -= kept
-                count = budget.chunk(sequence, sequence.num_planned, left)
-                budget.num_tokens += kept
-            if count:
-                self._serve(draft, sequence, count)
-
-    def _serve(self, draft: Draft, sequence: Sequence, count: int) -> None:
-        """Let a running sequence compute up to `count` tokens, as far as there are blocks."""
-        blocks, running = self._blocks, self._rows.running
-        if sequence.num_left == 1:
-            new_blocks = blocks.extend(sequence)
-            if new_blocks is not None:
-                draft.run(sequence, 1, new_blocks)
-                blocks.mark_borders(sequence)
-                return
-        self._rows.drop(sequence, blocks.slide(sequence))
-        there = blocks.most(sequence, count)
-        while not there and running[-1] is not sequence:
-            self._preempt(draft, running[-1])
-            there = blocks.most(sequence, count)
-        if there:
-            draft.run(sequence, there, blocks.grow(sequence, sequence.num_planned + there))
-            blocks.mark_borders(sequence)
-        else:
-            self._stats.num_stalls += 1
-
-    def _preempt(self, draft: Draft, victim: Sequence) -> None:
-        """Take row and blocks from the last of those that run. What steps in flight draw for it
-        still counts, so it does not come back before they are committed."""
-        draft.withdraw(victim)
-        for scheduled in self._in_flight:
-            if victim in scheduled.sequences:
-                scheduled.stale.add(victim.id)
-        self._waiting.gave_up(victim)
-        self._rows.leave(victim)
-        if self._is_cheaper_to_move(victim) and self._blocks.move_out(victim):
-            self._stats.num_moved_out += 1
-            victim.num_computed = victim.num_planned
-        else:
-            self._blocks.release(victim)
-            self._stats.num_recomputed += 1
-            victim.num_left += victim.num_planned
-            victim.num_computed = victim.num_planned = 0
-        victim.num_preemptions += 1
-        self._waiting.push(victim)
-
-    def _is_cheaper_to_move(self, sequence: Sequence) -> bool:
-        costs = self._costs
-        if costs is None or not self.limits.num_host_blocks or sequence.wants_whole_prompt:
-            return False
-        return costs.swap_ns(len(sequence.blocks)) < costs.recompute_ns(sequence.num_planned)
-
     # -- what steps bring ----------------------------------------------------------------------
 
     def _commit_rest(
@@ -341,12 +255,11 @@ class Scheduler:
 
     def _look_for_end(self, sequence: Sequence, token: int) -> None:
         """End a sequence if the token it took is its last."""
-        if token == NO_TOKEN:
-            sequence.token_ids.pop()
-            sequence.token_times_ns.pop()
-            self._end(sequence, "error")
-        elif token in sequence.stop_token_ids:
-            self._end(sequence, "stop")
+        if token in sequence.ends:
+            if token == NO_TOKEN:
+                sequence.token_ids.pop()
+                sequence.token_times_ns.pop()
+            self._end(sequence, "error" if token == NO_TOKEN else "stop")
         elif len(sequence.token_ids) >= sequence.max_tokens:
             self._end(sequence, "length")
 

@@ -50,7 +50,7 @@ class SequenceBlocks:
         """Nobody holds a block and no block holds anything."""
         limits = self._limits
         self.pool = BlockPool(limits.num_blocks, limits.num_groups, self._evicted)
-        self.index = PrefixIndex()
+        self.index = PrefixIndex(limits.num_blocks)
         self.host = HostTier(limits.num_host_blocks, limits.num_groups)
         self._moves = Moves()
 
@@ -80,18 +80,22 @@ class SequenceBlocks:
         return max(0, -(-sequence.num_known // self._size) - held)
 
     def extend(self, sequence: Sequence) -> list[int] | None:
-        """The short way for a decode: the block that the next token needs, if it adjoins the last
-        one, or none if none is needed. None where `slide`, `most` and `grow` must see to it."""
+        """The short way for a decode: take the block that the next token needs, or none if none is
+        needed. None where `slide`, `most` and `grow` must see to it."""
         held = sequence.blocks
         if self._window is not None or not held:
             return None
         if sequence.num_planned < len(held) * self._size:
             return []
-        block = held[-1]
-        if not self.pool.extend(block):
-            return None
-        held.append(block + 1)
-        return [block + 1]
+        block = held[-1] + 1
+        if not self.pool.extend(held[-1]):
+            room = -(-sequence.max_context // self._size) - len(held)
+            found = self.pool.take_one(len(held), room)
+            if found is None:
+                return None
+            block = found
+        held.append(block)
+        return [block]
 
     def grow(self, sequence: Sequence, stop: int) -> list[int]:
         """Take the blocks that tokens up to `stop` still need; returns them."""
@@ -154,7 +158,9 @@ class SequenceBlocks:
         self.know_keys(sequence)
         dropped = sequence.num_dropped_blocks
         held = max(first, dropped)
-        if held < stop:
+        if held == stop - 1:  # the short way, for a decode
+            self.index.insert_one(sequence.keys[held], sequence.blocks[held - dropped])
+        elif held < stop:
             blocks = sequence.blocks[held - dropped : stop - dropped]
             self.index.insert(sequence.keys[held:stop], blocks)
         sequence.num_registered = stop
@@ -198,7 +204,7 @@ class SequenceBlocks:
         for place, block in enumerate(hit.blocks, hit.first):
             if block is None:
                 (block,) = pool.take(1, place, held[-1] if held else None)
-                self.index.insert([sequence.keys[place]], [block])
+                self.index.insert_one(sequence.keys[place], block)
             held.append(block)
         self._moves.from_host += zip(saved, (held[p - hit.first] for p in absent), strict=True)
         self._stats.num_blocks_fetched += len(saved)
@@ -281,7 +287,6 @@ class SequenceBlocks:
             if self._window is not None:
                 until = min(until, (dropped + 1) * size + self._window - 1)
         sequence.free_until = until
-        self.mark_full(sequence)
 
     def mark_full(self, sequence: Sequence) -> None:
         """Note when there will be something to do about what a sequence has computed."""

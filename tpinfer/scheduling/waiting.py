@@ -56,8 +56,9 @@ class WaitingQueue:
 
     def computing(self, sequence: Sequence) -> None:
         """A sequence that got a row computes the keys that nobody had."""
-        for key in sequence.keys[sequence.num_registered :]:
-            self._owner.setdefault(key, sequence)
+        keys = sequence.keys[sequence.num_registered :]
+        if keys:
+            self._owner.update(dict.fromkeys(keys, sequence))
 
     def computed(self, keys: list[bytes]) -> None:
         """Blocks with these keys can be found from now on."""
