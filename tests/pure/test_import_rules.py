@@ -346,7 +346,11 @@ def test_the_check_itself(inner: str, room: str, text: str, fault: str) -> None:
         ("readers/r.py", "from ..events import Trace", ""),
         ("classify/c.py", "from tpinfer.costs.ops import x", ""),
         ("classify/c.py", "from tpinfer import engine", "of tpinfer it may know"),
-        ("classify/c.py", "def f():\n    import tpinfer.engine.rank_engine", "of tpinfer it may know"),
+        (
+            "classify/c.py",
+            "def f():\n    import tpinfer.engine.rank_engine",
+            "of tpinfer it may know",
+        ),
         ("cli/show.py", "def f():\n    import torch", "does not bring it"),
         ("cli/record.py", "def f():\n    import torch", ""),
         ("cli/record.py", "import torch", "does not bring it"),
