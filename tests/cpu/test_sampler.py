@@ -167,12 +167,16 @@ def test_damage_in_rows_that_are_searched_harms_nobody_else() -> None:
 
 def test_equal_logits_are_kept_by_rising_id() -> None:
     flat = torch.zeros(1, 5000)
-    for filters, size in (
-        ({"top_k": 7}, 7), ({"top_k": 1500}, 1500), ({"top_p": 0.002}, 10), ({"top_p": 0.3}, 1500),
-        ({"top_k": 2000, "top_p": 0.5}, 1000),
-    ):  # fmt: skip
+    sizes = {
+        SamplingRecord(top_k=7): 7,
+        SamplingRecord(top_k=1500): 1500,
+        SamplingRecord(top_p=0.002): 10,
+        SamplingRecord(top_p=0.3): 1500,
+        SamplingRecord(top_k=2000, top_p=0.5): 1000,
+    }
+    for record, size in sizes.items():
         for ranges in (ranges_of(5000), ranges_of(5000, 16, 1008, 3008)):
-            rows = [SamplingRow(SamplingRecord(**filters), i, EMPTY, 0) for i in range(400)]
+            rows = [SamplingRow(record, i, EMPTY, 0) for i in range(400)]
             found = sample_once(flat.expand(400, -1), rows, ranges).tokens
             assert max(found) < size and max(found) >= size * 0.97 - 1
     greedy = rows_of([SamplingRecord(0.0)])
