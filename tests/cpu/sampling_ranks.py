@@ -65,7 +65,7 @@ def sample_once(
         acts = Activations()
         acts.logits = logits[:, start:stop].clone()
         step: dict[str, Any] = dict.fromkeys(("token_ids", "positions", "slots"), EMPTY)
-        step |= {"cos": EMPTY, "sin": EMPTY, "spans": (), "logit_rows": EMPTY}
+        step |= {"cos": EMPTY, "sin": EMPTY, "spans": (), "logit_rows": EMPTY, "drawn": EMPTY}
         is_plain = all(is_plain_greedy(row.record) for row in rows)
         inputs = StepInputs(**step, sampling=rows, all_greedy=is_plain, prompt_rows=prompts)
         try:

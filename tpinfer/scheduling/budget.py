@@ -11,6 +11,7 @@ from tpinfer.costs.ops import StepAggregates
 from tpinfer.costs.step_time import StepSums
 from tpinfer.scheduling.limits import SchedulerLimits
 from tpinfer.scheduling.request import Sequence
+from tpinfer.steps.sampling_record import sums_masses
 
 
 class StepCosts(Protocol):
@@ -50,7 +51,7 @@ class StepBudget:
         """Count in the time of the sequences that decode in this step."""
         if self._sums is not None:
             decodes = [s for s in running if s.num_left == 1 and s.num_planned < s.max_context]
-            num_full = sum(s.sampling.temperature != 0 for s in decodes)
+            num_full = sum(sums_masses(s.sampling) for s in decodes)
             self._sums.add_decodes([s.num_known for s in decodes], num_full)
 
     def chunk(self, sequence: Sequence, start: int, most: int) -> int:
@@ -87,4 +88,4 @@ class StepBudget:
 def _rows(sequence: Sequence, stop: int) -> tuple[int, int]:
     """Logit rows of a chunk that ends at `stop`, and how many of them need whole logits."""
     rows = int(stop == sequence.num_known)
-    return rows, rows if sequence.sampling.temperature != 0 else 0
+    return rows, rows if sums_masses(sequence.sampling) else 0

@@ -14,7 +14,9 @@ class StopStrings:
             at, self.found = min(hits)
             self._held = ""
             return held[: at + (len(self.found) if self._include else 0)]
-        keep = max((n for s in self._stops for n in range(len(s)) if n and held.endswith(s[:n])), default=0)
+        keep = max(
+            (n for s in self._stops for n in range(len(s)) if n and held.endswith(s[:n])), default=0
+        )
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]
 
