@@ -231,7 +231,7 @@ def test_prompts_are_read_before_anything_starts(
         (["latency", "--output-len", "0"], ["--output-len 0", "1 or more"]),
         (["throughput", "--num-prompts", "0"], ["--num-prompts 0", "1 or more"]),
         (["latency", "--n", "0"], ["--n 0", "1 or more"]),
-        (["latency", "--n", "2"], ["--n 2", "one continuation", "more prompts"]),
+        (["latency", "--n", "500"], ["n=500", "1 to 128"]),
         (["latency", "--input-len", "9000"], ["9128 tokens", "lower --input-len"]),
         (
             ["latency", "--max-model-len", "50", "--input-len", "40", "--output-len", "11"],

@@ -10,14 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter_ns
 
-from tpinfer.bench.workload import Sample, check_continuations
+from tpinfer.bench.workload import Sample
 from tpinfer.config.sampling import SamplingParams
 from tpinfer.engine.attribution import Attribution
 from tpinfer.engine.metrics import RunReport
 from tpinfer.engine.rank_engine import Engine
 from tpinfer.engine.requests import GenerationRequest, Timing
-from tpinfer.text.detokenizer import Detokenizer
-from tpinfer.text.tokenizer import Tokenizer
 
 PERCENTILES = (10, 25, 50, 75, 90, 99)
 Requests = Callable[[int], Sequence[GenerationRequest]]
@@ -98,37 +96,36 @@ class BenchResult:
 
 
 def requests_of(
-    samples: Sequence[Sample], n: int = 1, temperature: float = 0.0
+    samples: Sequence[Sample], n: int = 1, temperature: float = 0.0, run: int = 0
 ) -> list[GenerationRequest]:
-    """Requests that run to their full length, with `n` continuations each. Raises ConfigError for
-    an n that the engine does not take."""
-    check_continuations(n)
+    """Requests that run to their full length, with `n` continuations each. Runs of other numbers
+    do not share cached prefixes. Raises ConfigError for an n that the engine does not take."""
     return [
         GenerationRequest(
             sample.prompt_token_ids,
-            SamplingParams(temperature=temperature, max_tokens=sample.output_len, ignore_eos=True),
+            SamplingParams(
+                temperature=temperature, max_tokens=sample.output_len, ignore_eos=True, n=n
+            ),
+            cache_salt=f"run {run}",
         )
         for sample in samples
     ]
 
 
-def run_batch(
-    engine: Engine, requests: Sequence[GenerationRequest], tokenizer: Tokenizer | None = None
-) -> BenchRun:
-    """Hand the requests over once and wait for the last token, turned into text where there is a
-    tokenizer. A collective call at its end."""
+def run_batch(engine: Engine, requests: Sequence[GenerationRequest]) -> BenchRun:
+    """Hand the requests over once and wait for the last token, turned into text where the engine
+    has a tokenizer. A collective call at its end."""
     began_ns = perf_counter_ns()
-    texts = [Detokenizer(tokenizer) for _ in requests] if tokenizer is not None else None
-    for event in engine.generate(requests):
-        if texts is not None:
-            texts[event.index].push(event.token_id)
+    for _ in engine.generate(requests):
+        continue
     wall_s = (perf_counter_ns() - began_ns) / 1e9
     results = engine.results()
+    outputs = [output for result in results for output in result.outputs]
     return BenchRun(
         wall_s=wall_s,
-        timings=[result.timing for result in results if result.timing is not None],
+        timings=[output.timing for output in outputs if output.timing is not None],
         num_input_tokens=sum(len(result.prompt_token_ids) for result in results),
-        num_output_tokens=sum(len(result.token_ids) for result in results),
+        num_output_tokens=sum(len(output.token_ids) for output in outputs),
         report=engine.report(),
     )
 
@@ -138,10 +135,7 @@ def measure(
     requests: Requests,
     num_warmups: int,
     num_iters: int,
-    tokenizer: Tokenizer | None = None,
 ) -> BenchResult:
     """`num_warmups` runs that are not counted, then `num_iters` that are."""
-    runs = [
-        run_batch(engine, requests(number), tokenizer) for number in range(num_warmups + num_iters)
-    ]
+    runs = [run_batch(engine, requests(number)) for number in range(num_warmups + num_iters)]
     return BenchResult(runs[num_warmups:])

@@ -125,14 +125,6 @@ class PrefixWorkload:
         return found
 
 
-def check_continuations(n: int) -> None:
-    """Raise ConfigError for a number of continuations that the engine does not take."""
-    if n != 1:
-        raise ConfigError(
-            f"--n {n}: the engine gives one continuation a request; pass more prompts instead"
-        )
-
-
 def random_prompts(count: int, input_len: int, vocab_size: int, seed: int) -> list[list[int]]:
     """`count` prompts of `input_len` token ids. Raises ConfigError for counts below 1."""
     workload = RandomWorkload(count, input_len, 1, seed=seed)

@@ -94,7 +94,8 @@ def _run_rank(args: argparse.Namespace, seat: "Seat") -> int:
         _check(args, tp)
     tokenizer = _tokenizer(config.model_dir, is_needed=bool(args.dataset_path))
     progress = Progress(sys.stderr)
-    engine = open_engine(config, seat, progress.show)
+    shown = None if args.disable_detokenize else tokenizer
+    engine = open_engine(config, seat, progress.show, shown)
     progress.finish()
     with closing(engine):
         vocab_size = read_model_spec(config.model_dir).vocab_size
@@ -120,17 +121,17 @@ def _measure(
     workload = read_workload(args, tokenizer.encode if tokenizer is not None else _no_text)
 
     def requests(run: int) -> "list[GenerationRequest]":
-        return requests_of(workload.samples(vocab_size, run), args.n, args.temperature)
+        samples = workload.samples(vocab_size, run)
+        return requests_of(samples, args.n, args.temperature, run)
 
     if args.nvtx:
         engine.use_nvtx()
-    shown = None if args.disable_detokenize else tokenizer
-    result = measure(engine, requests, args.num_iters_warmup, args.num_iters, shown)
+    result = measure(engine, requests, args.num_iters_warmup, args.num_iters)
     recording = recording_request(args)
     if recording is not None:
         # A run of its own behind the counted ones: a recorder stretches what it records.
         engine.record(recording)
-        run_batch(engine, requests(args.num_iters_warmup + args.num_iters), shown)
+        run_batch(engine, requests(args.num_iters_warmup + args.num_iters))
         for warning in engine.write_recording(["tpinfer", *sys.argv[1:]]):
             print(f"warning: {warning}", file=sys.stderr)
     return result

@@ -17,7 +17,7 @@ from tpinfer.bench.datasets import (
     read_sharegpt,
     sharegpt_samples,
 )
-from tpinfer.bench.workload import PrefixWorkload, RandomWorkload, Sample, check_continuations
+from tpinfer.bench.workload import PrefixWorkload, RandomWorkload, Sample
 from tpinfer.config.errors import ConfigError
 from tpinfer.config.sampling import SamplingParams
 
@@ -129,8 +129,7 @@ def check_workload(args: argparse.Namespace, spec: "ModelSpec") -> None:
         if getattr(args, name) < 1:
             flag = f"--{name.replace('_', '-')}"
             raise ConfigError(f"{flag} {getattr(args, name)} must be 1 or more")
-    check_continuations(args.n)
-    SamplingParams(temperature=args.temperature)
+    SamplingParams(temperature=args.temperature, n=args.n)
     if args.num_iters_warmup < 0:
         raise ConfigError(f"--num-iters-warmup {args.num_iters_warmup} must be 0 or more")
     if args.backend not in (None, "tpinfer", "vllm"):

@@ -17,9 +17,9 @@ _PER_S = 1e9
 
 @dataclass(slots=True)
 class StepSums:
-    """The sums of a step that is being put together, one sequence at a time. What single rows ask of
-    sampling beyond their masses (candidates, log-probabilities) is left out: it is not planned by.
-    """
+    """The sums of a step that is being put together, one sequence at a time. What single rows ask
+    of sampling beyond their masses (candidates, log-probabilities) is left out: nothing is planned
+    by it."""
 
     window: int | None = None
     tokens: int = 0
