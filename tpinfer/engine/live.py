@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tpinfer.engine.requests import GenerationRequest, TokenEvent
 from tpinfer.scheduling.request import Sequence
 from tpinfer.steps.logprobs import TokenLogprobs
-from tpinfer.text.stop_strings import StopStrings
+from tpinfer.text.stop_strings import StopMatcher, StopStrings
 
 if TYPE_CHECKING:
     from tpinfer.text.tokenizer import Tokenizer
@@ -34,8 +34,13 @@ class LiveOutput:
     """One continuation."""
 
     def __init__(
-        self, live: "LiveRequest", sequence: Sequence, tokenizer: "Tokenizer | None"
+        self,
+        live: "LiveRequest",
+        sequence: Sequence,
+        tokenizer: "Tokenizer | None",
+        stops: StopStrings | None,
     ) -> None:
+        """`stops` are the request's stop texts made ready, None where it has none."""
         from tpinfer.text.detokenizer import Detokenizer
 
         params = live.request.params
@@ -51,9 +56,8 @@ class LiveOutput:
         self._detokenizer = (
             Detokenizer(tokenizer, params.skip_special_tokens) if tokenizer else None
         )
-        self._stops = None
-        if params.stop:
-            self._stops = StopStrings(params.stop, params.include_stop_in_output)
+        self._stops = None if stops is None else StopMatcher(stops, params.include_stop_in_output)
+        self._num_unstopped = params.min_tokens
 
     @property
     def text(self) -> str | None:
@@ -70,9 +74,9 @@ class LiveOutput:
         text = ""
         if self._detokenizer is not None:
             text = self._detokenizer.push(token_id)
-            if self._stops is not None:
+            if self._stops is not None and len(sequence.token_ids) >= self._num_unstopped:
                 text = self._stops.push(text)
-                self.stop_reason = self._stops.found
+                self.stop_reason = self._stops.matched
             if sequence.finish_reason is not None and self.stop_reason is None:
                 text += self._rest()
         if sequence.finish_reason == "stop" and self.stop_reason is None:
@@ -90,7 +94,7 @@ class LiveOutput:
         if self._stops is None:
             return text
         text = self._stops.push(text) + self._stops.finish()
-        self.stop_reason = self._stops.found
+        self.stop_reason = self._stops.matched
         return text
 
     def _event(self, token_id: int, text: str, logprobs: TokenLogprobs | None) -> TokenEvent:

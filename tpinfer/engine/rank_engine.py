@@ -24,6 +24,7 @@ from tpinfer.steps.logprobs import TokenLogprobs
 from tpinfer.steps.plan import Command
 from tpinfer.steps.sampling_record import sampling_record
 from tpinfer.steps.wire import open_plan_reader, open_plan_writer
+from tpinfer.text.stop_strings import StopStrings
 from tpinfer.worker.assemble import Assembly, assemble
 from tpinfer.worker.capture import Capture
 
@@ -96,7 +97,8 @@ class Engine:
             )
         family = [_sequence(index, request, sample, accepted_ns) for sample in range(params.n)]
         self._scheduler.add(*family)
-        live.outputs += [LiveOutput(live, sequence, self._tokenizer) for sequence in family]
+        stops = StopStrings(params.stop) if params.stop else None
+        live.outputs += [LiveOutput(live, one, self._tokenizer, stops) for one in family]
         self._live |= {output.sequence.id: output for output in live.outputs}
         self._worker.spans.mark(f"tpinfer.accept request={index}")
         return live
