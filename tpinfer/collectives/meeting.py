@@ -29,13 +29,17 @@ from tpinfer.steps.admission import Admission, Attached
 from tpinfer.steps.attach import attach, rank_0_at
 from tpinfer.steps.frames import FrameStream, frame
 from tpinfer.steps.handshake import WireRun
+from tpinfer.steps.sockets import end_sending
 
 TELL, LEFT, LOST, CLOSE = 1, 2, 3, 4
 _MOST_BYTES = 1 << 20
 _TO_RANK_0 = {TELL: _MOST_BYTES, LEFT: 0}
-_FROM_RANK_0 = {TELL: _MOST_BYTES, LOST: 4096, CLOSE: 0}
+_MOST_WORDS = 4096
+_FROM_RANK_0 = {TELL: _MOST_BYTES, LOST: _MOST_WORDS, CLOSE: 0}
 _KEY_SIZE = struct.Struct("<H")
-_TURN_S, _RECEIVE_BYTES = 0.05, 1 << 16
+_TURN_S, _LAST_WORDS_S, _RECEIVE_BYTES = 0.05, 1.0, 1 << 16
+
+Progress = Callable[[str], None]
 
 
 class Meeting:
@@ -80,6 +84,8 @@ class Meeting:
         """Wait for what some rank tells under `key`. Raises RankError on time-out, by default the
         meeting's, and as soon as a rank is gone."""
         limit_s = self.timeout_s if timeout_s is None else timeout_s
+        if self.rank:
+            limit_s += _LAST_WORDS_S  # rank 0 knows who is missing, and its time runs out first
         self._wait(lambda: key in self._told, limit_s, f"to tell {key!r}")
         return self._told[key]
 
@@ -98,7 +104,7 @@ class Meeting:
     def close(self, why: str = "") -> None:
         """Let go of the connections; `why` is told to the others where they still wait."""
         if self.rank == 0 and self._present:
-            self._send(LOST, why.encode()[:4096], None)
+            self._send(LOST, why.encode()[:_MOST_WORDS], None)
         with self._changed:
             self._is_over = True
             self._changed.notify_all()
@@ -191,19 +197,21 @@ class Meeting:
             if peer in self._present and not self._is_over:
                 self._failure = self._failure or why
                 if self.rank == 0:
-                    self._send(LOST, why.encode()[:4096], peer)
+                    self._send(LOST, why.encode()[:_MOST_WORDS], peer)
             self._changed.notify_all()
 
 
 def meet(
-    seat: Seat, purpose: str, timeout_s: float, environment: Environment | None = None
-) -> Meeting:
+    seat: Seat, purpose: str, timeout_s: float, progress: Progress,
+    environment: Environment | None = None,
+) -> Meeting:  # fmt: skip
     """Bring all ranks of a run over several hosts together. Every rank calls it, for one `purpose`
     after the other; rank 0 listens on MASTER_ADDR until all are there, on the port of the step
     plans, which are not sent yet.
 
-    `environment` is by default this process's. Raises ConfigError for what is missing there,
-    RankError where a rank does not come, is refused, or cannot prove that it has the token.
+    `progress` is told of whoever is turned away; `environment` is by default this process's. Raises
+    ConfigError for what is missing there, RankError where a rank does not come, is refused, or
+    cannot prove that it has the token.
     """
     point = find_meeting_point(environment or read_environment())
     run = WireRun(f"{seat.run_id}-g{seat.generation}-{purpose}", seat.world, point.token)
@@ -211,22 +219,43 @@ def meet(
         connection = attach(point.address, point.port, run, seat.rank, timeout_s)
         name = rank_0_at(point.address, point.port)
         return _seated(seat.rank, {0: (name, connection)}, timeout_s)
-    arrived: list[Attached] = []
     door = Admission.open(point.address, point.port, run, set(range(1, seat.world)))
+    arrived: list[Attached] = []
     try:
-        until_s = time.monotonic() + timeout_s
-        while door.awaited:
-            arrived += door.turn(_TURN_S)
-            if door.awaited and time.monotonic() > until_s:
-                raise door.overdue(timeout_s)
-    except BaseException:
+        _await_all(door, arrived, timeout_s, progress)
+    except BaseException as error:
         for one in arrived:
-            one.connection.close()
+            _send_away(one.connection, str(error))
         raise
     finally:
         door.close()
     peers = {one.rank: (f"rank {one.rank} at {one.place}", one.connection) for one in arrived}
     return _seated(0, peers, timeout_s)
+
+
+def _await_all(
+    door: Admission, arrived: list[Attached], timeout_s: float, progress: Progress
+) -> None:
+    until_s, last = time.monotonic() + timeout_s, ""
+    while door.awaited:
+        arrived += door.turn(_TURN_S)
+        if door.turned_away and door.turned_away[-1] != last:
+            last = door.turned_away[-1]
+            progress(f"turned away {last}")
+        if door.awaited and time.monotonic() > until_s:
+            raise door.overdue(timeout_s)
+
+
+def _send_away(connection: socket.socket, why: str) -> None:
+    """Tell a rank that came in vain. What it has said is read first, else the kernel would drop the
+    answer."""
+    with contextlib.suppress(OSError):
+        connection.settimeout(_LAST_WORDS_S)
+        connection.sendall(frame(LOST, f"rank 0 gave up: {why}".encode()[:_MOST_WORDS]))
+        end_sending(connection)
+        while connection.recv(_RECEIVE_BYTES):
+            continue
+    connection.close()
 
 
 def _seated(rank: int, peers: dict[int, tuple[str, socket.socket]], timeout_s: float) -> Meeting:

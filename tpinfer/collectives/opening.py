@@ -5,6 +5,7 @@ import importlib.util
 import platform
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ from tpinfer.config.errors import RankError
 from tpinfer.launching.seat import Seat
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch._C._distributed_c10d import Store
 
 
 def gather_facts(
@@ -61,8 +62,10 @@ def open_group(
     device: torch.device,
     timeout_s: float,
     machine_facts: tuple[frozenset[str], int, int],
+    progress: Callable[[str], None] = lambda text: None,
 ) -> tuple[Group, CollectiveChoice]:
-    """Choose and connect. A collective call. Raises ConfigError or RankError."""
+    """Choose and connect. A collective call. `progress` hears of strangers and ranks of other hosts
+    that were turned away. Raises ConfigError or RankError."""
     num_gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     if seat.world == 1:
         facts = CollectiveFacts(
@@ -73,7 +76,7 @@ def open_group(
             device.type, seat.world, seat.local_world, seat.launcher, machine_facts, num_gpus
         )
     choice = choose_collective(wanted, facts)
-    group = _open(choice, seat, device, timeout_s, machine_facts[1])
+    group = _open(choice, seat, device, timeout_s, machine_facts[1], progress)
     if seat.rank == 0 and seat.world > 1:
         with contextlib.suppress(OSError):  # not made, or somebody else's files are in it
             _meeting_root(seat).rmdir()  # all have met: even SIGKILL leaves nothing from here on
@@ -119,8 +122,9 @@ def open_part(
 
 
 def _open(
-    choice: CollectiveChoice, seat: Seat, device: torch.device, timeout_s: float, num_cores: int
-) -> Group:
+    choice: CollectiveChoice, seat: Seat, device: torch.device, timeout_s: float, num_cores: int,
+    progress: Callable[[str], None],
+) -> Group:  # fmt: skip
     if choice.name == "none":
         return SingleGroup()
     if choice.name == "mpi":
@@ -134,7 +138,7 @@ def _open(
         return ring
     if seat.world > seat.local_world:
         whole = seat.rank, seat.world, ""
-        return _open_over_hosts(choice, seat, device, timeout_s, "whole", whole)
+        return _open_over_hosts(choice, seat, device, timeout_s, "whole", whole, progress)
     # torch.distributed is slow to import and most CPU runs never need it.
     from tpinfer.collectives.torch_groups import directory_store
 
@@ -149,14 +153,14 @@ def _open(
 
 def _open_over_hosts(
     choice: CollectiveChoice, seat: Seat, device: torch.device, timeout_s: float, purpose: str,
-    place: tuple[int, int, str],
+    place: tuple[int, int, str], progress: Callable[[str], None] = lambda text: None,
 ) -> Group:  # fmt: skip
     """place: this rank's index in the group, the group's size, and what its keys begin with."""
     from tpinfer.collectives.meeting import meet
     from tpinfer.collectives.torch_groups import MeetingStore
 
     index, size, name = place
-    with meet(seat, purpose, timeout_s) as meeting:
+    with meet(seat, purpose, timeout_s, progress) as meeting:
         store = MeetingStore(meeting, name)
         group = _open_torch(choice, store, (index, size), device, timeout_s, meeting.address)
         group.barrier()

@@ -112,9 +112,7 @@ def open_gloo(
     return TorchGroup("gloo", rank, size, cast(Any, group))
 
 
-def open_nccl(
-    store: Store, rank: int, size: int, device: torch.device, timeout_s: float
-) -> Group:
+def open_nccl(store: Store, rank: int, size: int, device: torch.device, timeout_s: float) -> Group:
     """An NCCL group on this rank's GPU, connected before it returns."""
     options = dist.ProcessGroupNCCL.Options()
     options._timeout = timedelta(seconds=timeout_s)

@@ -3,18 +3,23 @@
 Rank 0 sends each message and then does it itself; the others do it as it arrives.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import torch
 
+from tpinfer.config.errors import RankError
 from tpinfer.steps.interface import PlanReader, PlanWriter
 from tpinfer.steps.plan import Command, Message, SequenceRecord, StepPlan, decode, encode
 from tpinfer.worker.worker import StepResult, Worker
 
 OUT_OF_MEMORY = 3
 """Code of a step that a rank had no memory for."""
+EXPLAIN_S = 0.5
+"""A broken collective may be noticed a little before the end of the rank that broke it."""
+_LOOK_AGAIN_S = 0.01
 CommandCall = Callable[[Command], None]
 
 
@@ -121,6 +126,19 @@ class Executor:
                 self._failures[failed.step_id] = f"rank {failed.rank}: {failed.message}"
         told = self._failures.pop(plan.step_id, None)
         return result.failure or told
+
+    def explain(self, error: RankError) -> RankError:
+        """`error` as this rank met it, or what is known of a rank that has ended since."""
+        until_s = time.monotonic() + EXPLAIN_S
+        while self._wire is not None:
+            failed = self._wire.failed_readers()
+            if failed:
+                first = failed[0]
+                return RankError(f"rank {first.rank} is gone: {first.message}")
+            if time.monotonic() > until_s:
+                break
+            time.sleep(_LOOK_AGAIN_S)
+        return error
 
     def command(self, command: Command) -> None:
         """Tell the other ranks; the caller does rank 0's part itself. Nothing may be in flight."""

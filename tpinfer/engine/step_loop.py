@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter_ns
 
+from tpinfer.config.errors import RankError
 from tpinfer.engine.executor import Executor, Pending
 from tpinfer.scheduling.draft import Scheduled
 from tpinfer.scheduling.request import Sequence
@@ -91,7 +92,10 @@ class StepLoop:
 
     def _take_oldest(self) -> StepOutcome:
         scheduled, pending = self._in_flight.popleft()
-        result = pending.result()
+        try:
+            result = pending.result()
+        except RankError as error:
+            raise self._executor.explain(error) from error
         now_ns = perf_counter_ns()
         failure = self._executor.failure(scheduled.plan, result)
         with self._spans.part("schedule"):
