@@ -181,8 +181,10 @@ class Meeting:
         with self._changed:
             if kind == TELL:
                 (size,) = _KEY_SIZE.unpack_from(payload)
-                start = _KEY_SIZE.size
-                self._told[payload[start : start + size].decode()] = payload[start + size :]
+                end = _KEY_SIZE.size + size
+                if end > len(payload):
+                    raise ValueError(f"a key of {size} bytes in {len(payload)}")
+                self._told[payload[_KEY_SIZE.size : end].decode()] = payload[end:]
                 if self.rank == 0:
                     self._send(TELL, payload, peer)
             elif kind == LOST:

@@ -65,18 +65,24 @@ class StepLoop:
 
         `before_plan` is called before each plan is made.
         """
-        while len(self._in_flight) < self._depth:
-            if before_plan is not None:
-                before_plan()
-            if not self._send_next():
-                break
-        return self._take_oldest() if self._in_flight else None
+        try:
+            while len(self._in_flight) < self._depth:
+                if before_plan is not None:
+                    before_plan()
+                if not self._send_next():
+                    break
+            return self._take_oldest() if self._in_flight else None
+        except RankError as error:
+            raise self._executor.explain(error) from error
 
     def drain(self) -> list[StepOutcome]:
         """Take the result of every step on its way."""
         outcomes = []
-        while self._in_flight:
-            outcomes.append(self._take_oldest())
+        try:
+            while self._in_flight:
+                outcomes.append(self._take_oldest())
+        except RankError as error:
+            raise self._executor.explain(error) from error
         return outcomes
 
     def _send_next(self) -> bool:
@@ -92,10 +98,7 @@ class StepLoop:
 
     def _take_oldest(self) -> StepOutcome:
         scheduled, pending = self._in_flight.popleft()
-        try:
-            result = pending.result()
-        except RankError as error:
-            raise self._executor.explain(error) from error
+        result = pending.result()
         now_ns = perf_counter_ns()
         failure = self._executor.failure(scheduled.plan, result)
         with self._spans.part("schedule"):
