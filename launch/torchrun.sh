@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # N ranks of this host under torchrun. The first argument is N, the rest is a tpinfer command.
 #   bash launch/torchrun.sh 2 generate --prompt "Once upon a time" --table
-# `tpinfer generate --tp 2` starts the same ranks by itself, sooner: it imports torch once.
+# Several hosts: README, "On two hosts". `tpinfer generate --tp 2` starts the same ranks by itself, sooner: it imports torch once.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python3 "$root/launch/setup.py" --extras run

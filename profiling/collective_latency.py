@@ -41,7 +41,7 @@ def measure(seat: Seat) -> int:
 
     from tpinfer.collectives.deepspeed_shm import DeepSpeedGroup, library_path
     from tpinfer.collectives.shared_memory import open_shared_memory
-    from tpinfer.collectives.torch_groups import open_gloo
+    from tpinfer.collectives.torch_groups import directory_store, open_gloo
     from tpinfer.machine.discover import discover_machine
 
     torch.set_num_threads(1)
@@ -55,7 +55,9 @@ def measure(seat: Seat) -> int:
         groups["DeepSpeed"] = DeepSpeedGroup(ring, library_path(), seat.run_id)
     meeting = read_environment().rendezvous
     assert meeting is not None, "our launcher names a place to meet"
-    groups["gloo"] = open_gloo(meeting, seat.rank, seat.world, 60.0)
+    groups["gloo"] = open_gloo(
+        directory_store(meeting, seat.world, 60.0), seat.rank, seat.world, 60.0
+    )
     found: dict[tuple[str, int], list[float]] = {}
     for _ in range(ROUNDS):
         for size in SIZES:

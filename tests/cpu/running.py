@@ -52,7 +52,7 @@ class Running:
             assert time.monotonic() < deadline_s and self.process.poll() is None, self.told()
             shown += self.process.stdout.read() or b""
             time.sleep(0.01)
-        self.ranks = _children(self.process.pid) or [self.process.pid]
+        self.ranks = children_of(self.process.pid) or [self.process.pid]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -117,7 +117,7 @@ def files_of(pids: list[int]) -> list[str]:
     return sorted(name for name, match in found if match and match[1] in makers)
 
 
-def _children(parent: int) -> list[int]:
+def children_of(parent: int) -> list[int]:
     """Processes whose parent is `parent`, in order of their start."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):

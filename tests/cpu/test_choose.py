@@ -36,6 +36,10 @@ NO_RING = replace(FACTS, has_native_ring=False, ring_reason="no C compiler found
         ("auto", replace(FACTS, device_type="cuda", num_gpus=2), "nccl", ""),
         ("mpi", replace(FACTS, launcher="mpirun", has_mpi=True), "mpi", ""),
         ("auto", replace(FACTS, local_world=1, launcher="mpirun", has_mpi=True), "mpi", ""),
+        ("auto", replace(FACTS, local_world=1, launcher="mpirun"), "gloo", ""),
+        ("auto", replace(FACTS, local_world=1, launcher="torchrun", has_mpi=True), "gloo", ""),
+        ("gloo", replace(FACTS, local_world=1), "gloo", ""),
+        ("auto", replace(FACTS, local_world=1, device_type="cuda", num_gpus=1), "nccl", ""),
     ],
 )
 def test_choices(wanted: str, facts: CollectiveFacts, name: str, variant: str) -> None:
@@ -50,8 +54,9 @@ def test_choices(wanted: str, facts: CollectiveFacts, name: str, variant: str) -
         ("nccl", FACTS, "needs GPU ranks"),
         ("nccl", replace(FACTS, device_type="cuda", num_gpus=1), "2 ranks, 1 GPUs"),
         ("shared_memory", replace(FACTS, device_type="cuda", num_gpus=2), "use nccl"),
-        ("gloo", replace(FACTS, local_world=1), "stays on one host"),
+        ("shared_memory", replace(FACTS, local_world=1), "only 1 of 2 ranks are here; use gloo"),
         ("deepspeed", replace(FACTS, local_world=1), "stays on one host"),
+        ("nccl", replace(FACTS, local_world=1), "use gloo"),
         ("deepspeed", replace(FACTS, deepspeed_reason="not built"), "not built; use shared_mem"),
         ("mpi", FACTS, "launch/mpirun.sh"),
         ("mpi", replace(FACTS, launcher="mpirun"), "pip install"),

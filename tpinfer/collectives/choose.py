@@ -64,49 +64,55 @@ def choose_collective(wanted: str, facts: CollectiveFacts) -> CollectiveChoice:
 
 def _automatic(facts: CollectiveFacts) -> tuple[str, str]:
     if facts.device_type == "cuda":
-        return "nccl", "GPU ranks"
-    if facts.world == facts.local_world:
+        return "nccl", "GPU ranks" + (f", {_share(facts)}" if _has_hosts(facts) else "")
+    if not _has_hosts(facts):
         if facts.has_native_ring or facts.machine in ("x86_64", "AMD64"):
             return "shared_memory", "all ranks share a host"
         return "gloo", f"the Python ring needs x86 and {facts.ring_reason}"
-    return "mpi", "ranks on several hosts"
+    if facts.launcher == "mpirun" and facts.has_mpi:
+        return "mpi", f"{_share(facts)}, and mpirun connects them"
+    return "gloo", _share(facts)
+
+
+def _has_hosts(facts: CollectiveFacts) -> bool:
+    return facts.world != facts.local_world
+
+
+def _share(facts: CollectiveFacts) -> str:
+    return f"ranks on several hosts, {facts.local_world} of {facts.world} here"
 
 
 def _refuse(wanted: str, facts: CollectiveFacts) -> None:
-    several_hosts = facts.world != facts.local_world
     if wanted == "nccl" and facts.device_type != "cuda":
+        instead = "gloo" if _has_hosts(facts) else "shared_memory"
         raise ConfigError(
-            "--collective nccl needs GPU ranks, these compute on the CPU; use shared_memory"
+            f"--collective nccl needs GPU ranks, these compute on the CPU; use {instead}"
         )
     if wanted == "nccl" and facts.local_world > facts.num_gpus:
         raise ConfigError(
             f"--collective nccl needs a GPU per rank: {facts.local_world} ranks, {facts.num_gpus} "
-            "GPUs; "
-            "start fewer ranks"
+            "GPUs; start fewer ranks"
         )
     if wanted in ("shared_memory", "deepspeed", "mpi") and facts.device_type == "cuda":
         raise ConfigError(
             f"--collective {wanted} carries CPU tensors, these ranks have GPUs; use nccl"
         )
-    if wanted in ("shared_memory", "deepspeed", "gloo") and several_hosts:
+    if wanted in ("shared_memory", "deepspeed") and _has_hosts(facts):
         raise ConfigError(
-            f"--collective {wanted} stays on one host, but {facts.local_world} of {facts.world} "
-            "ranks are "
-            "here; start the ranks with mpirun and use mpi"
+            f"--collective {wanted} stays on one host, but only {facts.local_world} of "
+            f"{facts.world} ranks are here; use gloo"
         )
     if wanted == "deepspeed" and facts.deepspeed_reason is not None:
         raise ConfigError(
             f"--collective deepspeed cannot be used: {facts.deepspeed_reason}; use shared_memory"
         )
-    if wanted == "mpi" or (wanted == "auto" and several_hosts and facts.device_type == "cpu"):
-        if facts.launcher != "mpirun":
-            raise ConfigError(
-                "--collective mpi needs ranks started by mpirun, these come from "
-                f"{facts.launcher}; "
-                "use launch/mpirun.sh"
-            )
-        if not facts.has_mpi:
-            raise ConfigError("--collective mpi needs mpi4py; pip install 'tpinfer[mpi]'")
+    if wanted == "mpi" and facts.launcher != "mpirun":
+        raise ConfigError(
+            "--collective mpi needs ranks started by mpirun, these come from "
+            f"{facts.launcher}; use launch/mpirun.sh"
+        )
+    if wanted == "mpi" and not facts.has_mpi:
+        raise ConfigError("--collective mpi needs mpi4py; pip install 'tpinfer[mpi]'")
 
 
 def deepspeed_reason(is_built: bool, not_safe: str | None) -> str | None:

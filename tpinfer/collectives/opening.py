@@ -5,7 +5,9 @@ import importlib.util
 import platform
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -23,6 +25,9 @@ from tpinfer.collectives.shared_memory import open_shared_memory
 from tpinfer.config.environment import read_environment
 from tpinfer.config.errors import RankError
 from tpinfer.launching.seat import Seat
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 
 def gather_facts(
@@ -57,8 +62,10 @@ def open_group(
     device: torch.device,
     timeout_s: float,
     machine_facts: tuple[frozenset[str], int, int],
+    progress: Callable[[str], None] = lambda text: None,
 ) -> tuple[Group, CollectiveChoice]:
-    """Choose and connect. A collective call. Raises ConfigError or RankError."""
+    """Choose and connect. A collective call. `progress` hears of strangers and ranks of other hosts
+    that were turned away. Raises ConfigError or RankError."""
     num_gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     if seat.world == 1:
         facts = CollectiveFacts(
@@ -69,7 +76,7 @@ def open_group(
             device.type, seat.world, seat.local_world, seat.launcher, machine_facts, num_gpus
         )
     choice = choose_collective(wanted, facts)
-    group = _open(choice, seat, device, timeout_s, machine_facts[1])
+    group = _open(choice, seat, device, timeout_s, machine_facts[1], progress)
     if seat.rank == 0 and seat.world > 1:
         with contextlib.suppress(OSError):  # not made, or somebody else's files are in it
             _meeting_root(seat).rmdir()  # all have met: even SIGKILL leaves nothing from here on
@@ -81,8 +88,8 @@ def open_part(
     timeout_s: float, num_cores: int,
 ) -> Group:  # fmt: skip
     """Connect `ranks`, this one among them, by the backend that connects all. Every rank of the run
-    calls it at once, each with the ranks of its own part; a part is adjoining ranks. Raises
-    RankError."""
+    calls it at once, each with the ranks of its own part; a part is adjoining ranks, of one host or
+    of several. Raises RankError."""
     place, size = seat.rank - ranks.start, len(ranks)
     if choice.name == "mpi":
         return MpiGroup(place, size, ranks.start)
@@ -92,17 +99,19 @@ def open_part(
         # A part spins only where the whole may: its ranks share their cores with the other parts.
         cores = num_cores if seat.local_world <= num_cores else 0
         return open_shared_memory(name, place, size, timeout_s, cores, native)
-    from tpinfer.collectives.torch_groups import open_gloo, open_nccl
+    if seat.world > seat.local_world:
+        return _open_over_hosts(
+            choice, seat, device, timeout_s, "part", (place, size, f"{ranks.start}/")
+        )
+    from tpinfer.collectives.torch_groups import directory_store
 
     directory = _meeting_root(seat) / f"g{seat.generation}" / f"part{ranks.start}"
     if seat.rank == 0:
         _meeting_place(seat)
     whole.barrier()
     directory.mkdir(mode=0o700, exist_ok=True)
-    if choice.name == "gloo":
-        part = open_gloo(directory, place, size, timeout_s)
-    else:
-        part = open_nccl(directory, place, size, device, timeout_s)
+    store = directory_store(directory, size, timeout_s)
+    part = _open_torch(choice, store, (place, size), device, timeout_s)
     part.barrier()
     whole.barrier()
     if seat.rank == 0:
@@ -113,8 +122,9 @@ def open_part(
 
 
 def _open(
-    choice: CollectiveChoice, seat: Seat, device: torch.device, timeout_s: float, num_cores: int
-) -> Group:
+    choice: CollectiveChoice, seat: Seat, device: torch.device, timeout_s: float, num_cores: int,
+    progress: Callable[[str], None],
+) -> Group:  # fmt: skip
     if choice.name == "none":
         return SingleGroup()
     if choice.name == "mpi":
@@ -126,18 +136,46 @@ def _open(
         if choice.variant == "deepspeed":
             return DeepSpeedGroup(ring, library_path(), f"{seat.run_id}-g{seat.generation}")
         return ring
+    if seat.world > seat.local_world:
+        whole = seat.rank, seat.world, ""
+        return _open_over_hosts(choice, seat, device, timeout_s, "whole", whole, progress)
     # torch.distributed is slow to import and most CPU runs never need it.
-    from tpinfer.collectives.torch_groups import open_gloo, open_nccl
+    from tpinfer.collectives.torch_groups import directory_store
 
     directory = _meeting_place(seat)
-    if choice.name == "gloo":
-        group = open_gloo(directory, seat.rank, seat.world, timeout_s)
-    else:
-        group = open_nccl(directory, seat.rank, seat.world, device, timeout_s)
+    store = directory_store(directory, seat.world, timeout_s)
+    group = _open_torch(choice, store, (seat.rank, seat.world), device, timeout_s)
     group.barrier()
     if seat.rank == 0:
         shutil.rmtree(directory, ignore_errors=True)
     return group
+
+
+def _open_over_hosts(
+    choice: CollectiveChoice, seat: Seat, device: torch.device, timeout_s: float, purpose: str,
+    place: tuple[int, int, str], progress: Callable[[str], None] = lambda text: None,
+) -> Group:  # fmt: skip
+    """place: this rank's index in the group, the group's size, and what its keys begin with."""
+    from tpinfer.collectives.meeting import meet
+    from tpinfer.collectives.torch_groups import MeetingStore
+
+    index, size, name = place
+    with meet(seat, purpose, timeout_s, progress) as meeting:
+        store = MeetingStore(meeting, name)
+        group = _open_torch(choice, store, (index, size), device, timeout_s, meeting.address)
+        group.barrier()
+    return group
+
+
+def _open_torch(
+    choice: CollectiveChoice, store: "Store", place: tuple[int, int], device: torch.device,
+    timeout_s: float, address: str = "127.0.0.1",
+) -> Group:  # fmt: skip
+    from tpinfer.collectives.torch_groups import open_gloo, open_nccl
+
+    if choice.name == "gloo":
+        return open_gloo(store, *place, timeout_s, address)
+    return open_nccl(store, *place, device, timeout_s)
 
 
 def _meeting_place(seat: Seat) -> Path:

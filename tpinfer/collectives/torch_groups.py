@@ -1,7 +1,11 @@
 """gloo and NCCL groups through torch, without a global process group and without a TCP store.
 
-Ranks of one host meet through a file in a private directory. gloo is bound to loopback; NCCL
-picks its own links.
+Ranks of one host meet through a file in a private directory, and gloo is bound to loopback. Ranks
+of several hosts meet through a `Meeting`, whose ranks have proved that they share a token, and gloo
+is bound to the address by which a rank reaches the others. What is between the ranks afterwards is
+the backends' own TCP, neither encrypted nor proven: whoever can reach a host's ports and guesses
+what was told in the meeting can join. Such hosts belong into a network of their own. NCCL picks its
+own links (NCCL_SOCKET_IFNAME and NCCL_IB_HCA say which).
 """
 
 from datetime import timedelta
@@ -14,6 +18,7 @@ from torch._C._distributed_c10d import FileStore, Store
 
 from tpinfer.collectives.gathered import GatheredGroup
 from tpinfer.collectives.group import Group
+from tpinfer.collectives.meeting import Meeting
 from tpinfer.config.errors import RankError
 
 
@@ -60,13 +65,46 @@ class TorchGroup(GatheredGroup):
             ) from error
 
 
-def open_gloo(directory: Path, rank: int, size: int, timeout_s: float) -> Group:
-    """A gloo group whose sockets listen on loopback alone."""
+class MeetingStore(Store):
+    """A meeting as torch's backends see it: keys and values, each told once."""
+
+    def __init__(self, meeting: Meeting, name: str) -> None:
+        """`name` keeps the keys of one group apart from another's."""
+        super().__init__()
+        self._meeting = meeting
+        self._name = name
+
+    def set(self, key: str, value: str | bytes) -> None:
+        """Tell the others."""
+        self._meeting.tell(self._name + key, value.encode() if isinstance(value, str) else value)
+
+    def get(self, key: str) -> bytes:
+        """Wait for what some rank tells. Raises RankError."""
+        return self._meeting.ask(self._name + key)
+
+    def wait(self, keys: list[str], timeout: timedelta | None = None) -> None:
+        """As `get`, for several keys."""
+        limit_s = None if timeout is None else timeout.total_seconds()
+        for key in keys:
+            self._meeting.ask(self._name + key, limit_s)
+
+    def check(self, keys: list[str]) -> bool:
+        """Whether all are known; never waits, also when the meeting is over."""
+        return all(self._meeting.knows(self._name + key) for key in keys)
+
+    def clone(self) -> "MeetingStore":
+        """One that may be used beside this one."""
+        return self
+
+
+def open_gloo(
+    store: Store, rank: int, size: int, timeout_s: float, address: str = "127.0.0.1"
+) -> Group:
+    """A gloo group whose sockets listen on `address` alone, one of this host as a number."""
     # torch declares neither the options nor that its backends take a group's calls.
     options = cast(Any, dist.ProcessGroupGloo)._Options()
-    options._devices = [dist.ProcessGroupGloo.create_device(interface="lo")]
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
     options._timeout = timedelta(seconds=timeout_s)
-    store = _store(directory / "gloo", size, timeout_s)
     try:
         group = dist.ProcessGroupGloo(store, rank, size, options)
     except RuntimeError as error:
@@ -74,13 +112,10 @@ def open_gloo(directory: Path, rank: int, size: int, timeout_s: float) -> Group:
     return TorchGroup("gloo", rank, size, cast(Any, group))
 
 
-def open_nccl(
-    directory: Path, rank: int, size: int, device: torch.device, timeout_s: float
-) -> Group:
+def open_nccl(store: Store, rank: int, size: int, device: torch.device, timeout_s: float) -> Group:
     """An NCCL group on this rank's GPU, connected before it returns."""
     options = dist.ProcessGroupNCCL.Options()
     options._timeout = timedelta(seconds=timeout_s)
-    store = _store(directory / "nccl", size, timeout_s)
     try:
         group = dist.ProcessGroupNCCL(store, rank, size, options)
         opened = TorchGroup("nccl", rank, size, cast(Any, group))
@@ -92,7 +127,8 @@ def open_nccl(
     return opened
 
 
-def _store(path: Path, size: int, timeout_s: float) -> Store:
-    store = FileStore(str(path), size)
+def directory_store(directory: Path, size: int, timeout_s: float) -> Store:
+    """For ranks of one host, which all can enter `directory` and nobody else."""
+    store = FileStore(str(directory / "meeting"), size)
     store.set_timeout(timedelta(seconds=timeout_s))
     return store

@@ -3,18 +3,25 @@
 Rank 0 sends each message and then does it itself; the others do it as it arrives.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import torch
 
-from tpinfer.steps.interface import PlanReader, PlanWriter
+from tpinfer.config.errors import RankError
+from tpinfer.steps.interface import PROCESS_GONE, PlanReader, PlanWriter
 from tpinfer.steps.plan import Command, Message, SequenceRecord, StepPlan, decode, encode
 from tpinfer.worker.worker import StepResult, Worker
 
 OUT_OF_MEMORY = 3
 """Code of a step that a rank had no memory for."""
+OTHER_RANK = 4
+"""Code of a rank that cannot go on because another one does not."""
+EXPLAIN_S = 0.5
+"""A broken collective may be noticed a little before the end of the rank that broke it."""
+_LOOK_AGAIN_S = 0.01
 CommandCall = Callable[[Command], None]
 
 
@@ -122,6 +129,20 @@ class Executor:
         told = self._failures.pop(plan.step_id, None)
         return result.failure or told
 
+    def explain(self, error: RankError) -> RankError:
+        """`error` as this rank met it, or what is known of a rank that has ended since."""
+        until_s = time.monotonic() + EXPLAIN_S
+        while self._wire is not None:
+            causes = [one for one in self._wire.failed_readers() if one.code != OTHER_RANK]
+            if causes:
+                first = causes[0]
+                verb = "is gone" if first.code == PROCESS_GONE else "failed"
+                return RankError(f"rank {first.rank} {verb}: {first.message}")
+            if time.monotonic() > until_s:
+                break
+            time.sleep(_LOOK_AGAIN_S)
+        return error
+
     def command(self, command: Command) -> None:
         """Tell the other ranks; the caller does rank 0's part itself. Nothing may be in flight."""
         self._send(command)
@@ -142,8 +163,19 @@ class Executor:
 
 def follow(worker: Worker, wire: PlanReader, on_command: CommandCall, generation: int = 0) -> bool:
     """The life of a rank other than 0: do what arrives until `close` or `return`. True when rank 0
-    goes on later."""
+    goes on later. What ends it otherwise is told to rank 0."""
     worker.tell_failure = lambda step_id, text: wire.fail_step(step_id, OUT_OF_MEMORY, text)
+    try:
+        return _follow(worker, wire, on_command, generation)
+    except RankError as error:
+        wire.fail(str(error), OTHER_RANK)
+        raise
+    except Exception as error:
+        wire.fail(f"{type(error).__name__}: {error}")
+        raise
+
+
+def _follow(worker: Worker, wire: PlanReader, on_command: CommandCall, generation: int) -> bool:
     while True:
         with worker.spans.part("plan_wait"):
             message = decode(wire.receive(None, None))

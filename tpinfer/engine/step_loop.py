@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter_ns
 
+from tpinfer.config.errors import RankError
 from tpinfer.engine.executor import Executor, Pending
 from tpinfer.scheduling.draft import Scheduled
 from tpinfer.scheduling.request import Sequence
@@ -64,18 +65,24 @@ class StepLoop:
 
         `before_plan` is called before each plan is made.
         """
-        while len(self._in_flight) < self._depth:
-            if before_plan is not None:
-                before_plan()
-            if not self._send_next():
-                break
-        return self._take_oldest() if self._in_flight else None
+        try:
+            while len(self._in_flight) < self._depth:
+                if before_plan is not None:
+                    before_plan()
+                if not self._send_next():
+                    break
+            return self._take_oldest() if self._in_flight else None
+        except RankError as error:
+            raise self._executor.explain(error) from error
 
     def drain(self) -> list[StepOutcome]:
         """Take the result of every step on its way."""
         outcomes = []
-        while self._in_flight:
-            outcomes.append(self._take_oldest())
+        try:
+            while self._in_flight:
+                outcomes.append(self._take_oldest())
+        except RankError as error:
+            raise self._executor.explain(error) from error
         return outcomes
 
     def _send_next(self) -> bool:

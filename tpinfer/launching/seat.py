@@ -70,17 +70,20 @@ def run_id_of(found: RankEnvironment) -> str:
     """A name all ranks of the run agree on and no other run has.
 
     Our own launcher hands out such a name. Others hand out one that may come again, so it is
-    hashed with the user and what else tells runs apart: the rendezvous address, how often the group
-    was restarted, and on a single host without a name (torchrun's is `none` unless `--standalone`
-    or `--rdzv-id` gives one) the launcher's process.
+    hashed with what else tells runs apart: the rendezvous address, how often the group was
+    restarted, on a single host the user (hosts may number users differently), and there without a
+    name (torchrun's is `none` unless `--standalone` or `--rdzv-id` gives one) the launcher's
+    process.
     """
     if found.launcher == "tpinfer" and found.job_id:
         return re.sub(r"[^A-Za-z0-9-]", "-", found.job_id)
-    parts: list[object] = [os.getuid(), found.launcher, found.job_id, found.restart_count]
+    is_one_host = found.world == found.local_world
+    parts: list[object] = [found.launcher, found.job_id, found.restart_count]
     parts += [found.master_addr, found.master_port]
+    parts += [os.getuid()] if is_one_host else []
     # torchrun's --standalone makes a name; a profiler may then stand between it and its ranks.
     named = found.job_id not in ("", ".", "none")
-    if found.world == found.local_world and not named:
+    if is_one_host and not named:
         parts += [os.getppid(), _start(os.getppid())]
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=6).hexdigest()
     return f"{found.launcher}-{digest}"

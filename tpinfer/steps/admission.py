@@ -79,6 +79,17 @@ class Admission:
             self._turn_away(stranger, f"said too little within {HANDSHAKE_S:g} s")
         return attached
 
+    def overdue(self, timeout_s: float) -> RankError:
+        """That ranks did not come: which ones, and who was turned away."""
+        missing = ", ".join(map(str, sorted(self.awaited)))
+        away = "; ".join(self.turned_away)
+        port = self.listener.getsockname()[1]
+        return RankError(
+            f"rank(s) {missing} did not connect to port {port} within {timeout_s:g} s; "
+            "look at their own errors and at firewalls between the hosts"
+            + (f". Turned away: {away}" if away else "")
+        )
+
     def close(self) -> None:
         """Close the door, and the connections of all who did not get in."""
         for stranger in list(self._strangers.values()):

@@ -12,7 +12,7 @@ greetings and everything random in the exchange, so that neither can be replayed
 answer proves that rank 0 holds the token too. Frames behind the handshake are neither encrypted nor
 signed: the hosts' network is trusted not to alter them.
 
-Bytes in, bytes out; sockets and time-outs are in `steps.admission` and `steps.tcp_reader`.
+Bytes in, bytes out; sockets and time-outs are in `steps.admission` and `steps.attach`.
 """
 
 import hashlib

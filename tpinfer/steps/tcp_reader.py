@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from tpinfer.config.errors import RankError
+from tpinfer.steps.attach import attach, rank_0_at
 from tpinfer.steps.frames import (
     CLOSE,
     FAILED,
@@ -21,7 +22,7 @@ from tpinfer.steps.frames import (
     FrameStream,
     frame,
 )
-from tpinfer.steps.handshake import ANSWER_BYTES, CHALLENGE_BYTES, Claim, WireRun
+from tpinfer.steps.handshake import WireRun
 from tpinfer.steps.interface import (
     LARGEST_MESSAGE_BYTES,
     LARGEST_STEP_MESSAGE_BYTES,
@@ -30,10 +31,10 @@ from tpinfer.steps.interface import (
     closed_here,
     cut,
 )
-from tpinfer.steps.sockets import connect, end_sending, receive_exactly
+from tpinfer.steps.sockets import end_sending
 
 _LIMITS = {PLAN: LARGEST_PLAN_BYTES, CLOSE: 0}
-_RETRY_S, _ATTEMPT_S, _LAST_WORDS_S = 0.05, 10.0, 1.0
+_LAST_WORDS_S = 1.0
 _POLL_MS, _WAIT_MS = 1, 50
 _RECEIVE_BYTES = 1 << 18
 _MOST_UNSENT_BYTES = 1 << 16
@@ -51,10 +52,8 @@ class TcpPlanReader(PlanReader):
         Raises RankError on time-out, and at once where rank 0 refuses this rank or cannot prove
         that it is rank 0.
         """
-        self._who = f"rank 0 at {address} port {port}"
-        self._connection: socket.socket | None = self._attach(
-            (address, port), Claim(run, rank, self._who), run.greeting(), timeout_s
-        )
+        self._who = rank_0_at(address, port)
+        self._connection: socket.socket | None = attach(address, port, run, rank, timeout_s)
         self._connection.setblocking(False)
         self._poller = select.poll()
         self._poller.register(self._connection, select.POLLIN)
@@ -62,23 +61,6 @@ class TcpPlanReader(PlanReader):
         self._unsent = b""
         self._report = b""
         """The latest, while it cannot be sent."""
-
-    def _attach(
-        self, place: tuple[str, int], claim: Claim, greeting: bytes, timeout_s: float | None
-    ) -> socket.socket:
-        until_s = None if timeout_s is None else time.monotonic() + timeout_s
-        while True:
-            left_s = _ATTEMPT_S if until_s is None else until_s - time.monotonic()
-            try:
-                return _shake_hands(*place, claim, greeting, max(0.01, min(left_s, _ATTEMPT_S)))
-            except OSError as error:
-                if until_s is not None and time.monotonic() > until_s:
-                    raise RankError(
-                        f"{self._who} could not be reached within {timeout_s:g} s "
-                        f"({error.strerror or error}); look at rank 0's own error, at MASTER_ADDR "
-                        "and at firewalls between the hosts"
-                    ) from error
-            time.sleep(_RETRY_S)
 
     def _connected(self) -> socket.socket:
         if self._connection is None:
@@ -187,20 +169,3 @@ class TcpPlanReader(PlanReader):
                 if not connection.recv(_RECEIVE_BYTES):
                     break
         connection.close()
-
-
-def _shake_hands(
-    address: str, port: int, claim: Claim, greeting: bytes, timeout_s: float
-) -> socket.socket:
-    """A connection on which both ends have proved themselves. Raises OSError where trying again may
-    help, RankError where it cannot."""
-    until_s = time.monotonic() + timeout_s
-    connection = connect(address, port, timeout_s)
-    try:
-        connection.sendall(greeting)
-        connection.sendall(claim.reply(receive_exactly(connection, CHALLENGE_BYTES, until_s)))
-        claim.check(receive_exactly(connection, ANSWER_BYTES, until_s))
-    except BaseException:
-        connection.close()
-        raise
-    return connection

@@ -55,15 +55,10 @@ class TcpPlanWriter(PlanWriter):
         until_s = None if timeout_s is None else time.monotonic() + timeout_s
         while self._admission is not None:
             self._admit(_WAIT_MS / 1e3)
-            if self._admission is None or until_s is None or time.monotonic() < until_s:
+            if self._admission is None or timeout_s is None or until_s is None:
                 continue
-            missing = ", ".join(map(str, sorted(self._admission.awaited)))
-            away = "; ".join(self._admission.turned_away)
-            raise RankError(
-                f"rank(s) {missing} did not connect to port {self.port} within {timeout_s:g} s; "
-                "look at their own errors and at firewalls between the hosts"
-                + (f". Turned away: {away}" if away else "")
-            )
+            if time.monotonic() > until_s:
+                raise self._admission.overdue(timeout_s)
 
     def _admit(self, timeout_s: float) -> None:
         """Let in who stands at the door. A rank that is lost again has failed like any other."""

@@ -108,7 +108,9 @@ def assemble(config: EngineConfig, seat: Seat, progress: Progress) -> Assembly:
         torch.set_num_threads(choices.num_threads)
     progress("connecting the ranks")
     facts = machine.cpu_flags, machine.num_cores, machine.shared_memory_free_bytes
-    group, collective = open_group(config.collective, seat, device, config.wait_timeout_s, facts)
+    group, collective = open_group(
+        config.collective, seat, device, config.wait_timeout_s, facts, progress
+    )
     named = f"{collective.name} {collective.variant}".strip()
     choices = choices.with_choice(Choice("collective", named, collective.reason))
     choices = choices.with_choice(kv_layout_choice(config, spec, partition))
