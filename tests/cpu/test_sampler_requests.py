@@ -142,9 +142,8 @@ def test_penalties_are_transformers_and_openais(
         repetition_penalty=repetition, frequency_penalty=frequency, presence_penalty=presence
     )
     row = SamplingRow(record, len(history), torch.tensor(history), num_prompt)
-    expected = RepetitionPenaltyLogitsProcessor(repetition)(
-        torch.tensor([history]), logits.clone().unsqueeze(0)
-    )[0]
+    theirs: Any = RepetitionPenaltyLogitsProcessor(repetition)
+    expected = theirs(torch.tensor([history]), logits.clone().unsqueeze(0))[0]
     counts = torch.bincount(torch.tensor(history[num_prompt:], dtype=torch.int64), minlength=60)
     expected = expected - frequency * counts - presence * (counts > 0)
     found = [logits[:cut].clone(), logits[cut:].clone()]

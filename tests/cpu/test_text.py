@@ -12,6 +12,7 @@ from tests.cpu.tiny_tokenizers import CHAT_TEMPLATE, byte_fallback, byte_level
 from tpinfer.config.errors import CheckpointError, ConfigError
 from tpinfer.text.chat_template import MAX_TEMPLATE_CHARACTERS, ChatTemplate, find_template
 from tpinfer.text.detokenizer import Detokenizer
+from tpinfer.text.stop_strings import StopMatcher, StopStrings
 from tpinfer.text.tokenizer import Tokenizer
 
 KINDS = {"byte level": byte_level, "byte fallback": byte_fallback}
@@ -247,3 +248,23 @@ def test_damaged_tokenizer_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"model": {}}')
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: cannot be read .*; copy it again"):
         Tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("text", "stop", "shown"),
+    [
+        (f"the {FAMILY} fox", FAMILY, "the "),
+        ("cafe\u0301 naive", "e\u0301", "caf"),
+        ("old 🚀🚀 wood", "🚀 w", "old 🚀"),
+        ("日本語 café", "本", "日"),
+    ],
+)
+def test_stop_texts_are_found_in_characters_of_many_tokens(
+    ours, kind: str, text: str, stop: str, shown: str
+) -> None:
+    """No part of a character or of a stop text is shown, wherever tokens end."""
+    writer, matcher = Detokenizer(ours[kind]), StopMatcher(StopStrings([stop, "\ufffd"]))
+    found = [matcher.push(writer.push(token)) for token in ours[kind].encode(text, False)]
+    assert matcher.matched == stop
+    assert "".join(found) == shown

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,9 +110,13 @@ def test_numbers_too_long_to_print_are_refused_in_few_words() -> None:
 
 
 def test_lists_mappings_and_single_texts_are_taken() -> None:
-    params = SamplingParams(
-        stop="end", stop_token_ids=[3], logit_bias={7: 1, 5: -2.5}, allowed_token_ids=[1, 2]
-    )
+    given: dict[str, Any] = {
+        "stop": "end",
+        "stop_token_ids": [3],
+        "logit_bias": {7: 1, 5: -2.5},
+        "allowed_token_ids": [1, 2],
+    }
+    params = SamplingParams(**given)
     assert (params.stop, params.stop_token_ids, params.allowed_token_ids) == (
         ("end",),
         (3,),
@@ -170,7 +175,8 @@ def test_the_ranks_get_what_they_act_upon() -> None:
     assert edits_logits(record) and has_penalties(record) and sums_masses(record)
     ignoring = sampling_record(replace(params, ignore_eos=True), 0, 77)
     assert (ignoring.stop_token_ids, ignoring.min_tokens) == ((), 0)
-    assert decode(encode(SequenceRecord(0, (1,), 1, 0, record))).sampling == record
+    sent = SequenceRecord(0, (1,), 1, 0, record)
+    assert decode(encode(sent)) == sent
 
 
 @pytest.mark.parametrize(

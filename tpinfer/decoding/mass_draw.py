@@ -146,7 +146,9 @@ def _cut_by_mass(
     top_p = batch.column(draw.rows, "top_p", torch.float64)
     wanted = top_p_mass(draw.by_rank.sum(0).unsqueeze(1), top_p).squeeze(1)
     first = columns.first
-    ids = torch.arange(first, first + logits_RV.shape[1], device=logits_RV.device)
+    ids = None
+    if draw.scale.cut_value is not None:
+        ids = torch.arange(first, first + logits_RV.shape[1], device=logits_RV.device)
     parts = [
         (logits_RV[row], masses(logits_RV[row : row + 1], draw.scale.rows(slice(i, i + 1)), ids)[0])
         for i, row in enumerate(draw.rows)

@@ -47,30 +47,42 @@ def top_keys(logits_RV: torch.Tensor, first: int, count: int) -> torch.Tensor:
     Padded with NO_KEY where V < count. A row that holds NaN has NAN_KEY in front.
     """
     num_rows, width = logits_RV.shape
-    ids_V = torch.arange(first, first + width, device=logits_RV.device)
     num_chunks = width // CHUNK
     if width < _SMALL_VOCABULARY or num_chunks <= 2 * count:
-        keys, highest = make_keys(logits_RV, ids_V), logits_RV.amax(-1)
+        ids = torch.arange(first, first + width, device=logits_RV.device)
+        keys, highest = make_keys(logits_RV, ids), logits_RV.amax(-1)
     else:
-        body = logits_RV[:, : num_chunks * CHUNK].unflatten(1, (num_chunks, CHUNK))
-        tail, tail_ids = logits_RV[:, num_chunks * CHUNK :], ids_V[num_chunks * CHUNK :]
-        maxima = body.amax(-1)
-        highest = maxima.amax(-1)
-        # The k largest keys lie in the k chunks with the largest (maximum, lowest place).
-        places = torch.arange(num_chunks, device=logits_RV.device)
-        chosen = key_ids(_largest(make_keys(maxima, places), count))
-        inside = torch.arange(CHUNK, device=logits_RV.device)
-        columns = (chosen.unsqueeze(-1) * CHUNK + inside).flatten(1)
-        keys = make_keys(logits_RV.gather(1, columns), columns + first)
-        if tail.shape[1]:
-            highest = torch.maximum(highest, tail.amax(-1))
-            keys = torch.cat((keys, make_keys(tail, tail_ids)), 1)
+        keys, highest = _keys_of_best_chunks(logits_RV, first, count)
     found = _largest(keys, min(count, keys.shape[1]))
     if found.shape[1] < count:
         padding = found.new_full((num_rows, count - found.shape[1]), NO_KEY)
         found = torch.cat((found, padding), 1)
     found[:, 0].masked_fill_(highest.isnan(), NAN_KEY)
     return found
+
+
+def _keys_of_best_chunks(
+    logits_RV: torch.Tensor, first: int, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys among which the `count` largest are, and each row's highest logit.
+
+    The k largest keys lie in the k chunks with the largest (maximum, lowest place).
+    """
+    num_chunks = logits_RV.shape[1] // CHUNK
+    whole = num_chunks * CHUNK
+    maxima = logits_RV[:, :whole].unflatten(1, (num_chunks, CHUNK)).amax(-1)
+    highest = maxima.amax(-1)
+    places = torch.arange(num_chunks, device=logits_RV.device)
+    chosen = key_ids(_largest(make_keys(maxima, places), count))
+    inside = torch.arange(CHUNK, device=logits_RV.device)
+    columns = (chosen.unsqueeze(-1) * CHUNK + inside).flatten(1)
+    keys = make_keys(logits_RV.gather(1, columns), columns + first)
+    tail = logits_RV[:, whole:]
+    if tail.shape[1]:
+        highest = torch.maximum(highest, tail.amax(-1))
+        ids = torch.arange(first + whole, first + logits_RV.shape[1], device=logits_RV.device)
+        keys = torch.cat((keys, make_keys(tail, ids)), 1)
+    return keys, highest
 
 
 def merge_keys(keys_PRC: torch.Tensor) -> torch.Tensor:

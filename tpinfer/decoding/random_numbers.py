@@ -6,6 +6,8 @@ import numpy as np
 
 _MASK = (1 << 64) - 1
 _GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_FEW = 16
+"""Keys that plain integers serve sooner than arrays."""
 
 RandomKey = tuple[int, int, int, int]
 """(seed, which of n continuations, position of the token, purpose)."""
@@ -25,6 +27,8 @@ def uniform(seed: int, index: int, position: int, purpose: int = 0) -> float:
 
 def uniforms(keys: Sequence[RandomKey]) -> np.ndarray:
     """`uniform` of every key, float64 [len(keys)]: the same numbers, all at once."""
+    if len(keys) <= _FEW:
+        return np.array([uniform(*key) for key in keys], dtype=np.float64)
     columns = np.array(keys, dtype=np.uint64).reshape(len(keys), 4)
     state = np.full(len(keys), _GOLDEN, dtype=np.uint64)
     first, second, golden = np.uint64(_FIRST), np.uint64(_SECOND), np.uint64(_GOLDEN)

@@ -36,9 +36,10 @@ class _Remaining:
     """A row's tokens that share all digits found so far, in token order."""
 
     ordered: torch.Tensor
-    """int64 [n], 0 to 2**32 - 1."""
+    """int32 [n]: `ordered_bits` of their logits."""
     weights: torch.Tensor
-    ids: torch.Tensor
+    ids: torch.Tensor | int
+    """int64 [n]; the first one's where they are all there still."""
 
 
 def find_cuts(
@@ -71,7 +72,7 @@ def find_cuts(
         kept = kept + (everyone * above).sum(-1)
         prefix = (prefix << num_bits) | digit
         for row, chosen in zip(remaining, digit, strict=True):
-            _keep(row, ((row.ordered >> shift) & ((1 << num_bits) - 1)) == chosen)
+            _keep(row, chosen, shift, num_bits)
     ties = everyone.gather(2, digit.view(1, -1, 1).expand(everyone.shape[0], -1, 1)).squeeze(2)
     return _share_ties(remaining, prefix, wanted, ties, kept, rank, gather)
 
@@ -87,7 +88,7 @@ def _share_ties(
 ) -> Cut:
     """Keep as many of the tokens with the last kept logit as are wanted, lowest ids first. ties:
     their weight by rank, [P, F]; wanted: the weight that is missing, [F]."""
-    kept_ids = [row.ids[row.weights > 0] for row in remaining]  # others were cut before
+    kept_ids = [row.ids for row in remaining if isinstance(row.ids, torch.Tensor)]
     counts = gather(torch.tensor([ids.shape[0] for ids in kept_ids], device=ties.device))
     each = (ties.sum(0) // counts.sum(0).clamp(min=1)).clamp_(min=1)  # equal logits weigh the same
     quota = (wanted + each - 1) // each
@@ -103,14 +104,24 @@ def _share_ties(
 
 
 def _remaining(logits: torch.Tensor, weights: torch.Tensor, first: int) -> _Remaining:
-    ids = torch.arange(first, first + logits.shape[0], device=logits.device)
-    return _Remaining(ordered_bits(logits).long() + (1 << 31), weights, ids)
+    return _Remaining(ordered_bits(logits), weights, first)
+
+
+def _digits(row: _Remaining, shift: int, num_bits: int) -> torch.Tensor:
+    """int32: a digit of each token, the first one counted from the lowest negative number."""
+    if shift + num_bits == 32:
+        return (row.ordered >> shift) + (1 << (num_bits - 1))
+    return (row.ordered >> shift) & ((1 << num_bits) - 1)
 
 
 def _weight_by_digit(row: _Remaining, shift: int, num_bits: int) -> torch.Tensor:
-    digits = (row.ordered >> shift) & ((1 << num_bits) - 1)
+    digits = _digits(row, shift, num_bits).long()
     return row.weights.new_zeros(1 << num_bits).scatter_add_(0, digits, row.weights)
 
 
-def _keep(row: _Remaining, mask: torch.Tensor) -> None:
-    row.ordered, row.weights, row.ids = row.ordered[mask], row.weights[mask], row.ids[mask]
+def _keep(row: _Remaining, digit: torch.Tensor, shift: int, num_bits: int) -> None:
+    """Forget the tokens with another digit, and those that weigh nothing."""
+    same = (_digits(row, shift, num_bits) == digit) & (row.weights > 0)
+    [kept] = same.nonzero(as_tuple=True)
+    row.ordered, row.weights = row.ordered[kept], row.weights[kept]
+    row.ids = kept + row.ids if isinstance(row.ids, int) else row.ids[kept]
