@@ -14,7 +14,8 @@ from tests.cpu.tpinfer_command import generate, json_lines
 
 pytestmark = pytest.mark.ranks
 KEYS = [
-    *("prompt_token_ids", "token_ids", "text", "finish_reason", "timing", "attribution"),
+    *("prompt_token_ids", "token_ids", "text", "finish_reason", "stop_reason", "timing"),
+    *("attribution", "num_cached_tokens"),
 ]
 WORDS = ("compute", "memory", "communication", "small_kernels", "host", "queue")
 NUM_TOKENS = 12

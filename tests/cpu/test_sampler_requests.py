@@ -184,7 +184,7 @@ def test_prompt_tokens_have_the_log_probabilities_of_the_softmax(cuts: tuple[int
     logits = torch.randn(100, V) * 3
     logits[90, 7] = float("nan")
     targets = torch.randint(0, V, (96,))
-    prompts = [PromptRow(2, targets[:70], 3), PromptRow(74, targets[70:], 0)]
+    prompts = [PromptRow(0, 1, 2, targets[:70], 3), PromptRow(1, 1, 74, targets[70:], 0)]
     found = sample_once(
         torch.zeros(1, V), rows_of([SamplingRecord(0.0)]), ranges_of(V, *cuts), prompts, logits
     )
@@ -207,7 +207,7 @@ def test_log_probabilities_are_the_same_bits_for_any_cut() -> None:
     torch.manual_seed(8)
     logits, prompt = torch.randn(6, V) * 5, torch.randn(9, V) * 5
     rows = rows_of([SamplingRecord(num_logprobs=4, seed=i) for i in range(6)])
-    prompts = [PromptRow(1, torch.arange(8), 5)]
+    prompts = [PromptRow(0, 1, 1, torch.arange(8), 5)]
     found = [
         sample_once(logits, rows, ranges_of(V, *cuts), prompts, prompt)
         for cuts in ((), (16,), (777,), (1, 400, 1501))

@@ -22,7 +22,7 @@ from tpinfer.cli.prompts import Prompt, argument_text, read_prompts, reads_stdin
 from tpinfer.cli.rank_start import run_on_ranks
 from tpinfer.cli.results_json import write_results
 from tpinfer.cli.stream import Progress, TextStream
-from tpinfer.config.errors import ConfigError
+from tpinfer.config.errors import ConfigError, TpinferError
 from tpinfer.config.huggingface import read_generation_defaults, read_model_spec
 from tpinfer.config.model_name import is_shape
 from tpinfer.config.sampling import SamplingParams
@@ -129,17 +129,19 @@ def _generate(
     wants_table = sys.stdout.isatty() if args.table is None else args.table
     if (wants_table and not quiet) or args.explain:
         _print_report(args, engine, wants_table and not quiet)
-    return _say_failures(engine) if failed else 0
+    if failed:
+        _raise_failures(engine)
+    return 0
 
 
-def _say_failures(engine: "Engine") -> int:
-    """Why requests ended by an error; the exit code."""
+def _raise_failures(engine: "Engine") -> None:
+    """Say why requests ended by an error. Raises TpinferError."""
     results = engine.results()
+    found: list[str] = []
     for number, result in enumerate(results, 1):
-        for error in dict.fromkeys(output.error for output in result.outputs if output.error):
-            which = f"prompt {number}: " if len(results) > 1 else ""
-            print(f"error: {which}{error}", file=sys.stderr)
-    return 1
+        which = f"prompt {number}: " if len(results) > 1 else ""
+        found += [which + text for text in dict.fromkeys(o.error for o in result.outputs) if text]
+    raise TpinferError("\n".join(found))
 
 
 def _write_recording(engine: "Engine", directory: Path) -> None:

@@ -15,7 +15,7 @@ from tpinfer.config.ceilings import Ceilings
 from tpinfer.costs.bound import classify
 from tpinfer.costs.leaves import LEAVES
 from tpinfer.costs.ledger import CostLedger
-from tpinfer.costs.ops import OpFormula
+from tpinfer.costs.ops import OpFormula, OpKind
 from tpinfer.costs.step_record import HostSpan, Measurements, StepRecord
 
 HOST_PARTS = (
@@ -87,16 +87,16 @@ class StepClassifier:
         self.num_met = np.array([ledger.num_met(op) for op in ids], dtype=np.int64)
         """int64 [ops]: ranks that wait for each other in it, 0 where none does."""
         self.is_collective = self.num_met > 0
-        formulas: dict[OpFormula, int] = {}
+        formulas: dict[tuple[OpKind, OpFormula], int] = {}
         self._kinds = []
         which = []
         for op in ids:
-            priced = ledger.op_formula(op)
+            priced = ledger.kind(op), ledger.op_formula(op)
             if priced not in formulas:
                 formulas[priced] = len(formulas)
-                self._kinds.append(ledger.kind(op))
+                self._kinds.append(priced[0])
             which.append(formulas[priced])
-        self._formulas = tuple(formulas)
+        self._formulas = tuple(formula for _, formula in formulas)
         self._which = np.array(which)
         self._known: dict[object, tuple[np.ndarray, np.ndarray]] = {}
 
