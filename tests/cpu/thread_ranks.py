@@ -15,6 +15,7 @@ from tpinfer.config.dtypes import DType
 from tpinfer.config.huggingface import read_model_spec
 from tpinfer.config.kv_cache import KVLayoutName
 from tpinfer.decoding.sampler import bind_sampler
+from tpinfer.layers.matmul import bind_matmuls, plain_matmul
 from tpinfer.layers.rotary import rotary_table
 from tpinfer.layers.step_inputs import Activations, Op
 from tpinfer.models.decoder import DecoderParts, SharedKV, build_decoder
@@ -99,6 +100,7 @@ def build_rank(
             partition=partition,
             rank=rank,
             parameters=parameters,
+            matmuls=bind_matmuls(parameters, plain_matmul),
             kv=kv,
             bind_attention=bind_attention,
             bind_reduce=lambda site: all_reduce,

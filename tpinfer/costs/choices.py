@@ -80,6 +80,14 @@ def attention_choice(is_native: bool, reason: str) -> Choice:
     return Choice("attention", "reference", f"plain torch over the paged cache; {reason}")
 
 
+def linears_choice(is_packed: bool) -> Choice:
+    """How weights lie for matrix products."""
+    if is_packed:
+        reason = "copied into oneDNN's blocks once; a tied head beside the embedding"
+        return Choice("linears", "packed", reason)
+    return Choice("linears", "plain", "torch's product over the weights as they lie")
+
+
 def kv_layout_choice(config: EngineConfig, spec: ModelSpec, partition: Partition) -> Choice:
     """How KV heads lie on the ranks of `partition`, and why."""
     ranks, num_kv_heads = partition.kv_group_size, spec.num_kv_heads

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from tpinfer.layers.matmul import MatMul
 from tpinfer.layers.step_inputs import Activations, OpCall, StepInputs
 from tpinfer.sharding.spec import Range
 
@@ -40,21 +41,21 @@ def bind_embed_reduce(all_reduce: Callable[[torch.Tensor], None]) -> OpCall:
     return reduce
 
 
-def bind_head(weight: torch.Tensor) -> OpCall:
+def bind_head(matmul: MatMul) -> OpCall:
     """logits of the rank's vocabulary rows in float32, [R, stop - start]."""
 
     def head(acts: Activations, step: StepInputs) -> None:
-        acts.logits = F.linear(acts.hidden, weight).float()
+        acts.logits = matmul(acts.hidden).float()
 
     return head
 
 
-def bind_any_logits(norm_weight: torch.Tensor, eps: float, weight: torch.Tensor) -> AnyLogits:
+def bind_any_logits(norm_weight: torch.Tensor, eps: float, matmul: MatMul) -> AnyLogits:
     """Final norm and head for any of a step's tokens, once the layers have run."""
     shape = norm_weight.shape
 
     def logits_of(acts: Activations, tokens: torch.Tensor) -> torch.Tensor:
         last = acts.residual.index_select(0, tokens) + acts.delta.index_select(0, tokens)
-        return F.linear(F.rms_norm(last, shape, norm_weight, eps), weight).float()
+        return matmul(F.rms_norm(last, shape, norm_weight, eps)).float()
 
     return logits_of

@@ -4,26 +4,26 @@ reduce."""
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 
+from tpinfer.layers.matmul import MatMul
 from tpinfer.layers.step_inputs import Activations, OpCall, StepInputs
 
 
-def bind_qkv(weight: torch.Tensor, bias: torch.Tensor | None) -> OpCall:
-    """qkv = hidden @ weight.T + bias; weight [(H + 2K) * D, M]."""
+def bind_qkv(matmul: MatMul) -> OpCall:
+    """qkv = hidden times a weight [(H + 2K) * D, M], plus bias."""
 
     def qkv(acts: Activations, step: StepInputs) -> None:
-        acts.qkv = F.linear(acts.hidden, weight, bias)
+        acts.qkv = matmul(acts.hidden)
 
     return qkv
 
 
-def bind_out(weight: torch.Tensor, bias: torch.Tensor | None) -> OpCall:
-    """delta = mixed @ weight.T (+ bias on the rank that owns it); weight [M, H * D]. Partial at
-    tp > 1."""
+def bind_out(matmul: MatMul) -> OpCall:
+    """delta = mixed times a weight [M, H * D] (plus bias on the rank that owns it). Partial at tp
+    > 1."""
 
     def out(acts: Activations, step: StepInputs) -> None:
-        acts.delta = F.linear(acts.mixed, weight, bias)
+        acts.delta = matmul(acts.mixed)
 
     return out
 

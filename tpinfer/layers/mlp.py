@@ -1,16 +1,16 @@
 """The gated SiLU MLP over a rank's columns."""
 
-import torch
 import torch.nn.functional as F
 
+from tpinfer.layers.matmul import MatMul
 from tpinfer.layers.step_inputs import Activations, OpCall, StepInputs
 
 
-def bind_gate_up(weight: torch.Tensor, bias: torch.Tensor | None) -> OpCall:
-    """gate_up = hidden @ weight.T + bias; weight [2F, M], gate rows first."""
+def bind_gate_up(matmul: MatMul) -> OpCall:
+    """gate_up = hidden times a weight [2F, M], gate rows first, plus bias."""
 
     def gate_up(acts: Activations, step: StepInputs) -> None:
-        acts.gate_up = F.linear(acts.hidden, weight, bias)
+        acts.gate_up = matmul(acts.hidden)
 
     return gate_up
 
@@ -25,11 +25,11 @@ def bind_activation() -> OpCall:
     return activation
 
 
-def bind_down(weight: torch.Tensor, bias: torch.Tensor | None) -> OpCall:
-    """delta = gated @ weight.T (+ bias on the rank that owns it); weight [M, F]. Partial at tp >
+def bind_down(matmul: MatMul) -> OpCall:
+    """delta = gated times a weight [M, F] (plus bias on the rank that owns it). Partial at tp >
     1."""
 
     def down(acts: Activations, step: StepInputs) -> None:
-        acts.delta = F.linear(acts.gated, weight, bias)
+        acts.delta = matmul(acts.gated)
 
     return down

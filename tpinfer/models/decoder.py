@@ -32,6 +32,7 @@ from tpinfer.layers.embedding import (
     bind_head,
 )
 from tpinfer.layers.linear import bind_out, bind_qkv, bind_reduce
+from tpinfer.layers.matmul import MatMul
 from tpinfer.layers.mlp import bind_activation, bind_down, bind_gate_up
 from tpinfer.layers.norm import bind_final_norm, bind_norm
 from tpinfer.layers.rotary import bind_rope
@@ -61,7 +62,9 @@ class DecoderParts:
     partition: Partition
     rank: int
     parameters: Mapping[str, torch.Tensor]
-    """Local tensors by the names of `decoder_parameters`."""
+    """Local tensors by the names of `decoder_parameters`, without those in `matmuls`."""
+    matmuls: Mapping[str, MatMul]
+    """Products with the linears' weights by op, and `head`."""
     kv: PagedKV
     bind_attention: Callable[[HeadLayout, int, int | None], AttentionCall]
     """The chosen attention backend: (layout, head_dim, window) -> call."""
@@ -86,13 +89,13 @@ def build_decoder(parts: DecoderParts) -> list[Op]:
         program.append(Op("embed.reduce", reduce, blank_residual(weights["embed.weight"])))
     for layer in range(spec.num_layers):
         program += _attention_ops(parts, layer) + _mlp_ops(parts, layer)
-    head = weights["embed.weight" if spec.tie_embeddings else "head.weight"]
+    head = parts.matmuls["head"]
     norm = weights["final_norm.weight"]
     program.append(Op("final_norm", bind_final_norm(norm, spec.rms_norm_eps)))
     program.append(Op("head", bind_head(head)))
     sampling = parts.bind_sampling(bind_any_logits(norm, spec.rms_norm_eps, head))
     blanks = {
-        "sample.local": blank_logits(head.shape[0]),
+        "sample.local": blank_logits(rows[1] - rows[0]),
         "prompt_logprobs": blank_stream(weights["embed.weight"]),
     }
     return program + [replace(op, blank=blanks.get(op.id)) for op in sampling]
@@ -115,7 +118,7 @@ def _attention_ops(parts: DecoderParts, layer: int) -> list[Op]:
         Op(f"{prefix}.norm", _norm(parts, f"{prefix}.norm", adds_delta=layer > 0)),
         Op(
             f"{prefix}.qkv",
-            bind_qkv(weights[f"{prefix}.qkv.weight"], _bias(parts, f"{prefix}.qkv")),
+            bind_qkv(parts.matmuls[f"{prefix}.qkv"]),
         ),
         Op(
             f"{prefix}.rope",
@@ -124,7 +127,7 @@ def _attention_ops(parts: DecoderParts, layer: int) -> list[Op]:
         *_core_ops(parts, layer, layout),
         Op(
             f"{prefix}.out",
-            bind_out(weights[f"{prefix}.out.weight"], _bias(parts, f"{prefix}.out")),
+            bind_out(parts.matmuls[f"{prefix}.out"]),
         ),
     ]
     return ops + _reduce(parts, f"{prefix}.reduce")
@@ -154,17 +157,17 @@ def _core_ops(parts: DecoderParts, layer: int, layout: HeadLayout) -> list[Op]:
 
 
 def _mlp_ops(parts: DecoderParts, layer: int) -> list[Op]:
-    prefix, weights = f"layers.{layer}.mlp", parts.parameters
+    prefix = f"layers.{layer}.mlp"
     ops = [
         Op(f"{prefix}.norm", _norm(parts, f"{prefix}.norm", adds_delta=True)),
         Op(
             f"{prefix}.gate_up",
-            bind_gate_up(weights[f"{prefix}.gate_up.weight"], _bias(parts, f"{prefix}.gate_up")),
+            bind_gate_up(parts.matmuls[f"{prefix}.gate_up"]),
         ),
         Op(f"{prefix}.act", bind_activation()),
         Op(
             f"{prefix}.down",
-            bind_down(weights[f"{prefix}.down.weight"], _bias(parts, f"{prefix}.down")),
+            bind_down(parts.matmuls[f"{prefix}.down"]),
         ),
     ]
     return ops + _reduce(parts, f"{prefix}.reduce")
@@ -174,12 +177,6 @@ def _norm(parts: DecoderParts, name: str, *, adds_delta: bool) -> OpCall:
     return bind_norm(
         parts.parameters[f"{name}.weight"], parts.spec.rms_norm_eps, adds_delta=adds_delta
     )
-
-
-def _bias(parts: DecoderParts, name: str) -> torch.Tensor | None:
-    """The bias of a linear, None where the model has none or another rank owns it."""
-    bias = parts.parameters.get(f"{name}.bias")
-    return bias if bias is not None and bias.numel() else None
 
 
 def _reduce(parts: DecoderParts, site: str) -> list[Op]:

@@ -25,12 +25,14 @@ from tpinfer.costs.choices import (
     attention_choice,
     choose_execution,
     kv_layout_choice,
+    linears_choice,
 )
 from tpinfer.costs.decoder_ops import SHARED_KV_OPS
 from tpinfer.costs.kv_capacity import MemoryPlan
 from tpinfer.costs.ledger import CostLedger
 from tpinfer.decoding.sampler import bind_sampler
 from tpinfer.launching.seat import Seat
+from tpinfer.layers.matmul import bind_matmuls, can_pack, packed_matmul, plain_matmul
 from tpinfer.layers.rotary import rotary_table
 from tpinfer.machine.discover import discover_machine
 from tpinfer.models.decoder import DecoderParts, SharedKV, build_decoder
@@ -144,6 +146,9 @@ def _load_and_size(
     device = torch.device(seat.device)
     ledger = make_ledger(spec, partition, seat.rank, choices)
     parameters = _parameters(config, seat, spec, partition, choices, progress)
+    packs = can_pack(to_torch(choices.compute_dtype), device)
+    choices = choices.with_choice(linears_choice(packs))
+    matmuls = bind_matmuls(parameters, packed_matmul if packs else plain_matmul)
     progress("sizing the KV cache")
     memory_by_rank = size_cache(config, seat, ledger, group, device)
     memory = memory_by_rank[seat.rank]
@@ -161,6 +166,7 @@ def _load_and_size(
             partition=partition,
             rank=seat.rank,
             parameters=parameters,
+            matmuls=matmuls,
             kv=cache.kv,
             bind_attention=attention.bind_attention,
             bind_reduce=lambda site: group.bind_all_reduce(largest_bytes, choices.compute_dtype),
