@@ -85,6 +85,7 @@ async def run(tp: int, num_requests: int, depth: int) -> int:
             )
             rate = size / (time.perf_counter() - began_s)
             print(f"{(part + 1) * size:6d}  {rate:6.0f} requests/s  {shown}", flush=True)
+        print(f"{engine._opened.engine.scheduler.stats().num_steps} steps")
         grown = [b[0] - a[0] for a, b in zip(first, now, strict=True)]
         print("grown since the first part:", "  ".join(f"{mb:+.1f} MB" for mb in grown))
         return num_wrong

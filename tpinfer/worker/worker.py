@@ -22,6 +22,7 @@ from tpinfer.steps.plan import SequenceRecord, StepPlan
 from tpinfer.worker.annotations import Annotate, annotated, step_name
 from tpinfer.worker.host_spans import HostSpans
 from tpinfer.worker.rows import RowStore
+from tpinfer.worker.step_log import StepLog
 from tpinfer.worker.timing import (
     DeviceRun,
     OpFailure,
@@ -30,10 +31,6 @@ from tpinfer.worker.timing import (
     run_annotated,
     run_timed,
 )
-
-MAX_RECORDED_STEPS = 8192
-"""Steps whose op times a rank keeps until they are asked for; about 3 KB each for a 28-layer
-model."""
 
 TellFailure = Callable[[int, str], None]
 """(step id, what happened): tells rank 0 that this rank could not do a step but lives on."""
@@ -83,7 +80,7 @@ class Worker:
         self.rows = parts.rows
         self.group = parts.group
         self.device = parts.device
-        self.records: list[StepRecord] = []
+        self._log = StepLog()
         self.spans = HostSpans()
         self.tell_failure: TellFailure = lambda step_id, text: None
         self._recorded_from_ns = 0
@@ -126,9 +123,10 @@ class Worker:
         record = _record(plan, aggregates, times, perf_counter_ns(), began)
         if self._stamps is not None:
             record = replace(record, waits_ns=self._stamps.take())
-        self.records.append(record)
-        if len(self.records) > MAX_RECORDED_STEPS:
-            self._forget_oldest()
+        kept_from_ns = self._log.add(record)
+        if kept_from_ns is not None:
+            self._recorded_from_ns = kept_from_ns
+            self.spans.forget_before(kept_from_ns)
         return StepResult(tokens, acts.logprobs, told)
 
     def _run_ops(self, acts: Activations, inputs: StepInputs) -> tuple[OpTimes, list[int]]:
@@ -184,17 +182,10 @@ class Worker:
     def take_measurements(self) -> Measurements:
         """What was recorded since the last call; recording goes on."""
         taken = Measurements(
-            self.group.rank, self.records, self.spans.take(), self._recorded_from_ns
+            self.group.rank, self._log.take(), self.spans.take(), self._recorded_from_ns
         )
-        self.records, self._recorded_from_ns = [], 0
+        self._recorded_from_ns = 0
         return taken
-
-    def _forget_oldest(self) -> None:
-        """Keep the records of a long run bounded: drop the older half."""
-        half = len(self.records) // 2
-        self._recorded_from_ns = self.records[half].start_ns
-        del self.records[:half]
-        self.spans.forget_before(self._recorded_from_ns)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
