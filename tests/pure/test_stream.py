@@ -153,6 +153,15 @@ def test_progress_on_a_terminal_is_one_line_that_changes() -> None:
     )
 
 
+def test_a_fact_stays_on_a_terminal_and_in_a_log() -> None:
+    for out in (Terminal(), io.StringIO()):
+        progress = Progress(out)
+        progress.show("sizing the KV cache")
+        progress.show("KV cache: 32 tokens: room for 2 requests of 16 tokens.")
+        progress.finish()
+        assert "KV cache: 32 tokens: room for 2 requests of 16 tokens.\n" in out.getvalue()
+
+
 def test_progress_in_a_log_is_a_line_a_phase() -> None:
     out = io.StringIO()
     progress = Progress(out)

@@ -36,7 +36,12 @@ class Progress:
         self._phase = ""
 
     def show(self, text: str) -> None:
-        """Say what goes on now. The words before the first number name the phase."""
+        """Say what goes on now: the words before the first number name the phase. A whole sentence,
+        with its full stop, is a fact and stays."""
+        if text.endswith("."):
+            self.finish()
+            print(text, file=self._out, flush=True)
+            return
         if self._is_terminal:
             self._out.write(f"\r\x1b[K{text}")
             self._out.flush()

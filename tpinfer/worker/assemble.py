@@ -154,7 +154,7 @@ def _load_and_size(
     memory = memory_by_rank[seat.rank]
     limits = _limits(config, spec, memory)
     choices = choices.with_choice(capacity_choice(memory, limits.max_model_len))
-    progress(memory.room(limits.max_model_len))
+    progress(f"{memory.room(limits.max_model_len)}.")
     cache = open_cache(spec, partition, seat.rank, memory, choices.kv_dtype, device)
     attention, choices = _attention(choices)
     largest_bytes = (
