@@ -18,6 +18,7 @@ from tests.cpu.sampling_ranks import (
     slow_distribution,
 )
 from tpinfer.decoding.masses import factor_of
+from tpinfer.decoding.ordered_keys import best_keys, top_keys
 from tpinfer.decoding.random_numbers import uniform, uniforms
 from tpinfer.layers.step_inputs import NO_TOKEN, SamplingRow
 from tpinfer.steps.plan import SamplingRecord
@@ -222,3 +223,11 @@ def test_keys_alone_decide() -> None:
 def test_a_step_without_logit_rows_draws_nothing() -> None:
     for ranges in (WHOLE, ranges_of(5, 3)):
         assert sample_once(torch.empty(0, 5), [], ranges).tokens == []
+
+
+def test_the_best_key_is_the_first_of_the_top_keys() -> None:
+    draw = torch.Generator().manual_seed(5)
+    logits = torch.randn(40, 97, generator=draw).mul(3).round()  # with many ties
+    logits[3, 5], logits[4] = float("nan"), float("-inf")
+    logits[5, 7], logits[6, :2] = float("inf"), torch.tensor([0.0, -0.0])
+    assert torch.equal(best_keys(logits, 11), top_keys(logits, 11, 1))

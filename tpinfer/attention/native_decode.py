@@ -69,6 +69,8 @@ class _Rows:
     num_rows: int
     columns: tuple[torch.Tensor, ...]
     """int32: token of each row; offsets of its runs; their first slots; their lengths."""
+    addresses: tuple[int, ...]
+    """Of `columns`."""
 
 
 class NativeAttention:
@@ -89,7 +91,7 @@ class NativeAttention:
         plain = bind_attention(layout, head_dim, window)
         if not _is_made_for(layout, head_dim):
             return plain
-        slides = window is not None
+        slides, call = window is not None, self._call(layout, head_dim)
 
         def attend(
             query_THD: torch.Tensor, cache: LayerKV, spans: Sequence[SequenceSpan]
@@ -98,7 +100,7 @@ class NativeAttention:
             if not rows.num_rows:
                 return plain(query_THD, cache, spans)
             out = torch.empty(query_THD.shape, dtype=query_THD.dtype)
-            self._run(layout, rows, query_THD, cache, out, None)
+            self._run(call, rows, query_THD, cache, out, None)
             for span in rows.others:
                 part = slice(span.first_token, span.first_token + span.num_tokens)
                 out[part] = plain(query_THD, cache, (span,))
@@ -113,7 +115,7 @@ class NativeAttention:
         plain = bind_partial_attention(layout, head_dim, window)
         if not _is_made_for(layout, head_dim):
             return plain
-        slides = window is not None
+        slides, call = window is not None, self._call(layout, head_dim)
 
         def attend(
             query_THD: torch.Tensor, cache: LayerKV, spans: Sequence[SequenceSpan]
@@ -123,7 +125,7 @@ class NativeAttention:
                 return plain(query_THD, cache, spans)
             out = torch.empty(query_THD.shape, dtype=query_THD.dtype)
             lse = torch.empty(query_THD.shape[:2], dtype=torch.float32)
-            self._run(layout, rows, query_THD, cache, out, lse)
+            self._run(call, rows, query_THD, cache, out, lse)
             for span in rows.others:
                 part = slice(span.first_token, span.first_token + span.num_tokens)
                 out[part], lse[part] = plain(query_THD, cache, (span,))
@@ -137,29 +139,38 @@ class NativeAttention:
             found = self._rows[slides] = _decode_rows(spans, slides)
         return found
 
+    def _call(self, layout: HeadLayout, head_dim: int) -> _Attention:
+        """A layer's call with what never changes; the rest is set by each step."""
+        return _Attention(
+            num_kv_heads=layout.num_kv_heads,
+            group_size=layout.group_size,
+            head_dim=head_dim,
+            num_threads=self._num_threads,
+            scale=head_dim**-0.5,
+        )
+
     def _run(
         self,
-        layout: HeadLayout,
+        call: _Attention,
         rows: _Rows,
         query_THD: torch.Tensor,
         cache: LayerKV,
         out_THD: torch.Tensor,
         lse_TH: torch.Tensor | None,
     ) -> None:
-        if query_THD.stride()[1:] != (query_THD.shape[2], 1):
+        if query_THD.stride(2) != 1 or query_THD.stride(1) != call.head_dim:
             query_THD = query_THD.contiguous()
-        stored, scales = cache.values_2KSD, cache.scales_2KS
-        key_scales, value_scales = (None, None) if scales is None else scales.unbind(0)
-        call = _Attention(
-            *(stored[0].data_ptr(), stored[1].data_ptr()),
-            *(None if s is None else s.data_ptr() for s in (key_scales, value_scales)),
-            *(query_THD.data_ptr(), out_THD.data_ptr()),
-            None if lse_TH is None else lse_TH.data_ptr(),
-            *(column.data_ptr() for column in rows.columns),
-            *(rows.num_rows, layout.num_kv_heads, layout.group_size, query_THD.shape[2]),
-            *(stored.shape[2], query_THD.stride(0), _CODES[query_THD.dtype]),
-            *(_CODES[cache.dtype], self._num_threads, query_THD.shape[2] ** -0.5),
-        )
+        if not call.keys:  # the cache stays where it is
+            stored, scales = cache.values_2KSD, cache.scales_2KS
+            call.keys, call.values = stored[0].data_ptr(), stored[1].data_ptr()
+            if scales is not None:
+                call.key_scales, call.value_scales = scales[0].data_ptr(), scales[1].data_ptr()
+            call.head_slots, call.cache_dtype = stored.shape[2], _CODES[cache.dtype]
+            call.query_dtype = _CODES[query_THD.dtype]
+        call.tokens, call.run_offsets, call.run_starts, call.run_lengths = rows.addresses
+        call.num_rows, call.query_stride = rows.num_rows, query_THD.stride(0)
+        call.queries, call.out = query_THD.data_ptr(), out_THD.data_ptr()
+        call.lse = None if lse_TH is None else lse_TH.data_ptr()
         self._attend(ctypes.addressof(call))
 
 
@@ -184,7 +195,8 @@ def _decode_rows(spans: Sequence[SequenceSpan], slides: bool) -> _Rows:
     columns = tuple(
         torch.tensor(column, dtype=torch.int32) for column in (tokens, offsets, starts, lengths)
     )
-    return _Rows(spans, others, len(tokens), columns)
+    addresses = tuple(column.data_ptr() for column in columns)
+    return _Rows(spans, others, len(tokens), columns, addresses)
 
 
 def load_native_attention(

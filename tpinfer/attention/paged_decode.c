@@ -227,10 +227,16 @@ static void task_any(const struct attention *a, int64_t row, int64_t head)
     BY_DTYPE(a->head_dim, a->group_size)
 }
 
+#define SMALL_WORK (1 << 18)
+
 void attend(const struct attention *a)
 {
     int64_t num_tasks = a->num_rows * a->num_kv_heads;
     int threads = (int)a->num_threads;
+    int64_t num_keys = 0, num_runs = a->run_offsets[a->num_rows];
+    for (int64_t i = 0; i < num_runs; i++) num_keys += a->run_lengths[i];
+    /* Waking a thread takes longer than so few products. */
+    if (num_keys * a->num_kv_heads * a->group_size * a->head_dim < SMALL_WORK) threads = 1;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
     for (int64_t i = 0; i < num_tasks; i++) {
         int64_t row = i / a->num_kv_heads, head = i % a->num_kv_heads;

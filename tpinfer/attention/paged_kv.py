@@ -37,7 +37,9 @@ class LayerKV:
         """Store the keys and values of T tokens, of any float dtype, in their slots."""
         fresh = kv_T2KD.permute(1, 2, 0, 3)
         if self.scales_2KS is None:
-            self.values_2KSD.index_copy_(2, slots_T, fresh.to(self.dtype))
+            if fresh.dtype is not self.dtype:
+                fresh = fresh.to(self.dtype)
+            self.values_2KSD.index_copy_(2, slots_T, fresh)
             return
         values, scales = quantize_rows(fresh, self.dtype)
         self.values_2KSD.index_copy_(2, slots_T, values.view(self.values_2KSD.dtype))

@@ -41,6 +41,12 @@ def key_values(keys: torch.Tensor) -> torch.Tensor:
     return (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32)
 
 
+def best_keys(logits_RV: torch.Tensor, first: int) -> torch.Tensor:
+    """`top_keys` of one key a row, by torch's maximum: the first of equal ones, NaN above all."""
+    values, ids = logits_RV.max(-1, keepdim=True)
+    return make_keys(values, ids + first).masked_fill_(values.isnan(), NAN_KEY)
+
+
 def top_keys(logits_RV: torch.Tensor, first: int, count: int) -> torch.Tensor:
     """The `count` largest keys of each row, falling, int64 [R, count]; token ids begin at `first`.
 

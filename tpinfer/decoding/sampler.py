@@ -13,6 +13,7 @@ Letters: R logit rows, L rows with log-probabilities, V local vocabulary, P rank
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 import torch
 
@@ -22,7 +23,7 @@ from tpinfer.decoding.logit_edits import edit_logits
 from tpinfer.decoding.logprobs import RawRows, prompt_logprobs, take_raw_rows
 from tpinfer.decoding.mass_draw import Columns, MassDraw, candidates_by_row, settle_filters
 from tpinfer.decoding.masses import local_sums, pick_rows
-from tpinfer.decoding.ordered_keys import key_ids, key_values, merge_keys, top_keys
+from tpinfer.decoding.ordered_keys import best_keys, key_ids, key_values, merge_keys, top_keys
 from tpinfer.layers.embedding import AnyLogits
 from tpinfer.layers.step_inputs import NO_TOKEN, Activations, Op, OpCall, StepInputs
 from tpinfer.sharding.spec import Range
@@ -79,7 +80,7 @@ class Sampler:
         acts.logprobs = []
         acts.sampling = draws = Draws(logits, logits)
         if step.all_greedy:
-            draws.payload = top_keys(logits, first, 1)
+            draws.payload = best_keys(logits, first)
             return
         draws.batch = batch = sort_rows(step.sampling, logits.device)
         pieces = []
@@ -177,6 +178,13 @@ class Sampler:
                 acts.logprobs[i] = one
 
 
+def likeliest(logits_RV: torch.Tensor) -> torch.Tensor:
+    """int64 [R]: the token of each row's largest logit, the lowest of equal ones; NO_TOKEN where a
+    logit is NaN or all are -inf."""
+    top, tokens = logits_RV.max(-1)  # the first of equal ones; NaN counts as the largest
+    return tokens.masked_fill_(top.gt(-inf).logical_not_(), NO_TOKEN)
+
+
 def _merge(draws: Draws, batch: Batch) -> None:
     """Sort the gathered keys of all ranks into candidates by tier."""
     size, place = draws.gathered.shape[0], 0
@@ -223,6 +231,10 @@ def bind_sampler(
     sampler = Sampler(all_gather, ranges, rank)
 
     def whole(acts: Activations, step: StepInputs) -> None:
+        if step.all_greedy:
+            acts.logprobs = []
+            acts.tokens = likeliest(acts.logits)
+            return
         for part in (sampler.find_candidates, sampler.gather_payload, sampler.sum_masses,
                      sampler.gather_payload, sampler.settle, sampler.draw,
                      sampler.gather_payload, sampler.finish):  # fmt: skip
