@@ -70,9 +70,10 @@ class Running:
         return [self.process.pid, *self.ranks]
 
     def told(self) -> str:
-        """Standard error so far, without the lines that tell progress."""
+        """Standard error so far, without the lines that tell progress and the cache's size."""
         lines = self._errors.read_text(errors="replace").splitlines()
-        return "\n".join(line for line in lines if not line.endswith(" ..."))
+        said = (line for line in lines if "tokens of KV cache: room for" not in line)
+        return "\n".join(line for line in said if not line.endswith(" ..."))
 
     def wait(self, timeout_s: float) -> int:
         """Exit code of the launcher; its output is read so that it never waits for us."""
