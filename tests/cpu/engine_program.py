@@ -50,7 +50,7 @@ def _config(seat: Seat, **settings: Any) -> Any:
     )
 
 
-def _tokens(engine: Any, requests: list[Any]) -> list[list[list[int]]]:
+def tokens_of(engine: Any, requests: list[Any]) -> list[list[list[int]]]:
     """Token ids by request and continuation; checks that each one ends exactly once."""
     tokens = [[[] for _ in range(request.params.n)] for request in requests]
     ended: dict[tuple[int, int], int] = {}
@@ -91,7 +91,7 @@ def crowd(seat: Seat, runs: list[list[int]], num_blocks: int) -> dict[str, Any] 
             if seat.rank:
                 engine.serve()
             else:
-                found["together"].append(_tokens(engine, requests))
+                found["together"].append(tokens_of(engine, requests))
                 engine.scheduler.check_idle()
                 found["stats"].append(vars_of(engine.scheduler.stats()))
     alone = replace(seat, generation=len(runs))
@@ -99,7 +99,7 @@ def crowd(seat: Seat, runs: list[list[int]], num_blocks: int) -> dict[str, Any] 
         if seat.rank:
             engine.serve()
             return None
-        found["alone"] = [_tokens(engine, [request])[0] for request in requests]
+        found["alone"] = [tokens_of(engine, [request])[0] for request in requests]
     return found
 
 
@@ -124,7 +124,7 @@ def shared_prefix(seat: Seat) -> dict[str, Any] | None:
         if seat.rank:
             engine.serve()
             return None
-        _tokens(engine, requests)
+        tokens_of(engine, requests)
         results = engine.results()
         records, _ = engine._metrics.records_and_ceilings(engine._executor)
         return {

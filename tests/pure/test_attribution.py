@@ -212,7 +212,7 @@ def in_lock_step(group: Sequence[CostLedger], delays_ns: Mapping[tuple[int, str]
     now = [0] * len(group)
     ends: list[list[int]] = [[] for _ in group]
     for op in group[0].op_ids():
-        size = group[0].num_met(op)
+        size = len(group[0].ranks_met(op))
         for rank in range(len(group)):
             now[rank] += delays_ns.get((rank, op), 0)
         if size:
@@ -231,7 +231,7 @@ def test_ranks_that_share_a_kv_head_wait_for_each_other_alone() -> None:
     cut = partition_model(SPEC, 4, None, "auto")
     assert cut.kv_group_size == 2
     group = [CostLedger(SPEC, cut, r, DType.FLOAT32, DType.FLOAT32) for r in range(4)]
-    assert {group[0].num_met(op) for op in group[0].op_ids()} == {0, 2, 4}
+    assert {len(group[0].ranks_met(op)) for op in group[0].op_ids()} == {0, 2, 4}
 
     def leaves(delay_ns: int) -> list[Mapping[str, int]]:
         measured = in_lock_step(group, {(3, "layers.0.attn.qkv"): delay_ns})

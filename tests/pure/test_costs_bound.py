@@ -77,7 +77,9 @@ def test_a_dtype_without_a_rate_takes_float32s_else_the_lowest(
 @pytest.mark.parametrize("kind", OpKind)
 def test_collectives_and_only_they_are_transfer(kind: OpKind) -> None:
     found = classify(kind, cost(10**9, 10**9, 1000), DType.FLOAT32, DRAM, CEILINGS)
-    assert (found.leaf == "comm_transfer") == (kind in (OpKind.REDUCE, OpKind.GATHER))
+    assert (found.leaf == "comm_transfer") == (
+        kind in (OpKind.REDUCE, OpKind.GATHER, OpKind.EXCHANGE)
+    )
     if kind.is_collective:
         assert found.floor_ns == 5000 + 1000, "one latency and a microsecond a kilobyte"
 

@@ -5,12 +5,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.pure.cost_cases import Step, ledgers, steps
+from tests.pure.models import tiny
+from tests.traces.cpu_ranks import CPU_CEILINGS
 from tpinfer.config.ceilings import Ceilings, MemoryLevel
 from tpinfer.config.dtypes import DType
 from tpinfer.costs.bound import classify
 from tpinfer.costs.ledger import CostLedger
 from tpinfer.costs.ops import StepAggregates
 from tpinfer.costs.step_time import StepSums, StepTime
+from tpinfer.sharding.partition import partition_model
 
 LEVELS = st.tuples(st.integers(1, 200_000), st.floats(1e6, 1e12))
 
@@ -91,3 +94,14 @@ def test_more_tokens_never_take_less(
         assert fewer <= time.step_ns(sums.with_one(count + 1, count + 1, 0, 0))
     assert time.recompute_ns(count) > 0
     assert time.swap_ns(3) == round(2e9 * 3 * 16 * ledger.kv_bytes_per_token / 1e9)
+
+
+def test_ranks_that_share_a_kv_head_move_blocks_together() -> None:
+    """Each its part of them, at the same time."""
+    spec = tiny(num_heads=8, num_kv_heads=2)
+    swaps = []
+    for kv_layout in ("replicated", "auto"):
+        partition = partition_model(spec, 8, None, kv_layout)
+        ledger = CostLedger(spec, partition, 0, DType.FLOAT32, DType.FLOAT32)
+        swaps.append(StepTime(ledger, CPU_CEILINGS, 16, 1e9).swap_ns(100))
+    assert swaps[0] == 4 * swaps[1] > 0

@@ -45,11 +45,8 @@ def test_the_pool_never_lends_a_block_twice_and_keeps_classes(
         elif action == "release" and held:
             _, blocks = held.pop(choices.draw(st.integers(0, len(held) - 1)))
             keep = choices.draw(st.booleans())
-            for block in blocks:
-                last = pool.references(block) == 1
-                pool.release(block, keep)
-                if last and keep:
-                    cached.add(block)
+            cached |= {b for b in blocks if keep and pool.references(b) == 1}
+            pool.release(blocks, lambda _, keep=keep: keep)
         elif action == "share" and cached:
             block = choices.draw(st.sampled_from(sorted(cached)))
             cached.remove(block)
@@ -98,8 +95,7 @@ def test_growth_goes_on_behind_the_last_block() -> None:
 def test_evicted_neighbours_make_a_run_again() -> None:
     pool = BlockPool(128)
     blocks = pool.take(128)
-    for block in reversed(blocks):
-        pool.release(block, keep=True)
+    pool.release(reversed(blocks), lambda _: True)
     assert (pool.num_free, pool.num_cached, pool.num_available) == (0, 128, 128)
     (block,) = pool.take(1, room=4)
     assert (pool.num_free, pool.num_cached) == (3, 124), "a 32nd of the cache at once"

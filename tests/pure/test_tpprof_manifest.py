@@ -28,7 +28,9 @@ _SUMS = st.builds(StepAggregates, *[st.integers(0, 1 << 20)] * 8)
 
 def ledger(size: int = 2, rank: int = 1, **changes: object) -> CostLedger:
     spec = tiny(**changes)
-    return CostLedger(spec, partition_model(spec, size), rank, DType.BFLOAT16, DType.FLOAT32)
+    return CostLedger(
+        spec, partition_model(spec, size, None, "auto"), rank, DType.BFLOAT16, DType.FLOAT32
+    )
 
 
 def content(of: CostLedger) -> dict[str, Any]:
@@ -55,6 +57,17 @@ def check_prices(found: Manifest, of: CostLedger, sums: list[StepAggregates]) ->
             expected = (cost.flops, cost.bytes_moved, cost.bytes_sent)
             if min(cost.flops, cost.bytes_read, cost.bytes_written, cost.bytes_sent) >= 0:
                 assert told == expected, op
+
+
+def test_who_meets_in_an_op() -> None:
+    """Ranks that share a KV head meet among themselves; all ranks need no mention."""
+    one = ledger(4, 2, num_heads=8, num_kv_heads=2)
+    found = model_manifest(one)
+    told = {op: ranks for op, ranks in zip(found.place, found.ranks, strict=True) if ranks}
+    assert told == {
+        op: (2, 3) for op in one.op_ids() if op.endswith(("attn.gather_q", "attn.merge"))
+    }
+    assert told
 
 
 @given(ledgers(), st.lists(steps(), min_size=1, max_size=3))
@@ -137,6 +150,8 @@ DAMAGE: Mapping[str, tuple[str, object]] = {
     "unknown term": ("manifest.ops.0.flops", {"moons": 3}),
     "huge factor": ("manifest.ops.0.flops", {"tokens": 1e300}),
     "text as factor": ("manifest.ops.0.flops", {"tokens": "many"}),
+    "ranks beyond tp": ("manifest.ops.1.ranks", [1, 2]),
+    "ranks turned round": ("manifest.ops.1.ranks", [1, 0]),
     "op twice": ("manifest.ops.1.id", "embed"),
     "term twice": ("manifest.terms.1", "one"),
     "no ranks": ("manifest.tp", 0),

@@ -8,7 +8,7 @@ rank and then transfers, and whatever lies between ops is the host's.
 import gzip
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
@@ -87,13 +87,15 @@ class CpuRank:
 
 
 class CpuRun:
-    """A run of all ranks; delays and clocks are those of the scenario."""
+    """A run of all ranks; delays and clocks are those of the scenario. Ranks that outnumber the KV
+    heads share their blocks out, and meet among themselves too."""
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: Scenario, num_kv_heads: int = 4) -> None:
         self.scenario = scenario
-        partition = partition_model(MODEL, scenario.num_ranks)
+        model = replace(MODEL, num_kv_heads=num_kv_heads)
+        partition = partition_model(model, scenario.num_ranks, None, "auto")
         self.ranks = [
-            CpuRank(r, CostLedger(MODEL, partition, r, DType.FLOAT32, DType.FLOAT32))
+            CpuRank(r, CostLedger(model, partition, r, DType.FLOAT32, DType.FLOAT32))
             for r in range(scenario.num_ranks)
         ]
         self._random = Random(scenario.seed)
@@ -157,8 +159,9 @@ class CpuRun:
                     if d.where == "host" and d.strikes(rank.rank, step, layer)
                 )
             began.append(rank.now_ns)
-        arrival = max(began)
         for rank, start in zip(self.ranks, began, strict=True):
+            met = rank.ledger.ranks_met(op_id)
+            arrival = max(began[met.start : met.stop], default=start)
             cost = rank.ledger.cost(op_id, self.aggregates(step))
             if is_collective:
                 least = CPU_CEILINGS.collective_latency_s * 1e9
@@ -170,22 +173,23 @@ class CpuRun:
             came = arrival if is_collective else start
             rank.ops.append(OpRun(op_id, step, leaf, start, came, end))
             rank.now_ns = end
-        if is_collective:
-            self._met(step, op_id, began)
+        groups = {rank.ledger.ranks_met(op_id) for rank in self.ranks}
+        for met in groups if is_collective else ():
+            self._met(step, op_id, met, began[met.start : met.stop])
 
-    def _met(self, step: int, op_id: str, began: list[int]) -> None:
-        last = [rank.ops[-1] for rank in self.ranks]
+    def _met(self, step: int, op_id: str, met: range, began: list[int]) -> None:
+        last = [self.ranks[rank].ops[-1] for rank in met]
         ordered = sorted(began)
         self.collectives.append(
             CollectiveTruth(
                 len(self.collectives),
-                list(range(len(began))),
+                list(met),
                 op_id,
                 -1,
                 step,
                 [op.arrival_ns - op.start_ns for op in last],
                 [op.end_ns - op.arrival_ns for op in last],
-                began.index(ordered[-1]),
+                met[began.index(ordered[-1])],
                 ordered[-1] - ordered[-2],
             )
         )

@@ -159,7 +159,7 @@ class DecoderOps:
         return [
             ("attn.gather_q", OpKind.GATHER, gather),
             ("attn.core", OpKind.ATTENTION, priced),
-            ("attn.merge", OpKind.GATHER, merge),
+            ("attn.merge", OpKind.EXCHANGE, merge),
         ]
 
     def _attention(self, query: int, kv: int, slides: bool, ranks: int) -> OpFormula:

@@ -47,13 +47,14 @@ class CostLedger:
         """Kind of an op. Raises KeyError for an id the program lacks."""
         return self._program[self._index[op_id]][1]
 
-    def num_met(self, op_id: str) -> int:
-        """Adjoining ranks that wait for each other in an op: all, those that share this rank's KV
-        head, or none (0)."""
+    def ranks_met(self, op_id: str) -> range:
+        """Ranks that wait for each other in an op, this one among them: all, those that share its
+        KV head, or none."""
         if not self.kind(op_id).is_collective:
-            return 0
-        is_shared = op_id.endswith(SHARED_KV_OPS)
-        return self.partition.kv_group_size if is_shared else self.partition.size
+            return range(0)
+        if op_id.endswith(SHARED_KV_OPS):
+            return self.partition.kv_ranks(self.rank)
+        return range(self.partition.size)
 
     def op_formula(self, op_id: str) -> OpFormula:
         """Formulas of an op. Equal ops of equal layers share one object."""

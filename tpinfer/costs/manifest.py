@@ -8,20 +8,23 @@ FORMAT_VERSION = 1
 
 
 def cost_manifest(ledger: CostLedger) -> dict[str, object]:
-    """JSON values: the terms, and per op its id, kind and four formulas as {term: factor}."""
+    """JSON values: the terms, and per op its id, kind and four formulas as {term: factor}; of a
+    collective also the ranks that meet in it, as [first, last], where those are not all."""
     ops = []
     for op_id in ledger.op_ids():
         priced = ledger.op_formula(op_id)
-        ops.append(
-            {
-                "id": op_id,
-                "kind": ledger.kind(op_id).value,
-                "flops": priced.flops.to_json(),
-                "bytes_read": priced.bytes_read.to_json(),
-                "bytes_written": priced.bytes_written.to_json(),
-                "bytes_sent": priced.bytes_sent.to_json(),
-            }
-        )
+        op = {
+            "id": op_id,
+            "kind": ledger.kind(op_id).value,
+            "flops": priced.flops.to_json(),
+            "bytes_read": priced.bytes_read.to_json(),
+            "bytes_written": priced.bytes_written.to_json(),
+            "bytes_sent": priced.bytes_sent.to_json(),
+        }
+        met = ledger.ranks_met(op_id)
+        if 0 < len(met) < ledger.partition.size:
+            op["ranks"] = [met[0], met[-1]]
+        ops.append(op)
     return {
         "format_version": FORMAT_VERSION,
         "rank": ledger.rank,

@@ -20,12 +20,13 @@ class OpKind(StrEnum):
     ATTENTION = "attention"
     ACTIVATION = "activation"
     GATHER = "gather"
+    EXCHANGE = "exchange"
     SAMPLE = "sample"
 
     @property
     def is_collective(self) -> bool:
         """Whether ranks wait for each other in it."""
-        return self in (OpKind.REDUCE, OpKind.GATHER)
+        return self in (OpKind.REDUCE, OpKind.GATHER, OpKind.EXCHANGE)
 
 
 @dataclass(frozen=True, slots=True)

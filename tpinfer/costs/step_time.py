@@ -100,7 +100,9 @@ class StepTime:
                 num_collectives += count
         self._sent_ns = _scaled(sent, _PER_S / ceilings.collective_bytes_per_s)
         self._latency_ns = num_collectives * ceilings.collective_latency_s * _PER_S
-        self._block_ns = block_size * ledger.kv_bytes_per_token / host_bytes_per_s * _PER_S
+        # Ranks that share a KV head move their parts of the blocks at the same time.
+        block_bytes = block_size * ledger.kv_bytes_per_token / ledger.partition.kv_group_size
+        self._block_ns = block_bytes / host_bytes_per_s * _PER_S
 
     def step_ns(self, sums: StepAggregates) -> int:
         """Least time of a step: the sum of its ops' floors."""

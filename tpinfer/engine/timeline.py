@@ -84,7 +84,7 @@ class StepClassifier:
         ids = ledger.op_ids()
         self._ledger = ledger
         self._ceilings = ceilings
-        self.num_met = np.array([ledger.num_met(op) for op in ids], dtype=np.int64)
+        self.num_met = np.array([len(ledger.ranks_met(op)) for op in ids], dtype=np.int64)
         """int64 [ops]: ranks that wait for each other in it, 0 where none does."""
         self.is_collective = self.num_met > 0
         formulas: dict[tuple[OpKind, OpFormula], int] = {}

@@ -6,7 +6,7 @@ class i % num_groups: ranks that share KV heads keep one class each.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from tpinfer.scheduling.free_runs import FreeRuns
 
@@ -64,8 +64,10 @@ class BlockPool:
             count = min(count, number + there * groups)
         return count
 
-    def fits(self, places: Iterable[int], spare: int = 0) -> bool:
+    def fits(self, places: Collection[int], spare: int = 0) -> bool:
         """Whether blocks for all `places` are there and `spare` others remain."""
+        if self.num_groups == 1:
+            return len(places) + spare <= self.num_available
         spare_by_class = -(-spare // self.num_groups)
         wanted = [0] * self.num_groups
         for place in places:
@@ -122,15 +124,21 @@ class BlockPool:
             self.num_referenced += 1
         self._references[block] += 1
 
-    def release(self, block: int, keep: bool) -> None:
-        """Let go of a block; the last to do so frees it, or leaves it cached with `keep`."""
-        self._references[block] -= 1
-        if not self._references[block]:
-            self.num_referenced -= 1
-            if keep:
-                self._cached[block % self.num_groups][block] = None
+    def release(self, blocks: Iterable[int], keep: Callable[[int], bool]) -> None:
+        """Let go of blocks; the last to do so frees one, or leaves it cached where `keep` says
+        so."""
+        references, cached, groups = self._references, self._cached, self.num_groups
+        num_left = 0
+        for block in blocks:
+            references[block] -= 1
+            if references[block]:
+                continue
+            num_left += 1
+            if keep(block):
+                cached[block % groups][block] = None
             else:
                 self._runs.give_back(block)
+        self.num_referenced -= num_left
 
     def recount(self, held: Iterable[Sequence[int]]) -> None:
         """Raises RuntimeError unless `held`, the blocks of each holder, says what the pool says."""

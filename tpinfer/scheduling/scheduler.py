@@ -242,7 +242,7 @@ class Scheduler:
     def _pass_border(self, sequence: Sequence) -> None:
         """Look at what was computed: whether blocks are full, and the prompt is done."""
         if sequence.num_computed >= sequence.full_at:
-            self._waiting.computed(self._blocks.register(sequence))
+            self._waiting.computed(sequence, self._blocks.register(sequence))
         self._blocks.mark_full(sequence)
         family = sequence.family
         if (

@@ -313,8 +313,7 @@ class SequenceBlocks:
         return self.index.find(key) is not None or self.host.find(key, place) is not None
 
     def _release(self, blocks: Iterable[int]) -> None:
-        for block in blocks:
-            self.pool.release(block, self.index.has(block))
+        self.pool.release(blocks, self.index.has)
 
     def _evicted(self, block: int) -> None:
         key = self.index.remove(block)

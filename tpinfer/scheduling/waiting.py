@@ -17,7 +17,7 @@ class WaitingQueue:
     def __init__(self) -> None:
         self._heap: list[tuple[tuple[int, int], Sequence]] = []
         self._num_ended = 0  # sequences without a row that ended since the heap was cleared of such
-        self._owner: dict[bytes, Sequence] = {}  # key that is being computed -> by whom
+        self._owner: dict[bytes, Sequence] = {}  # first key that somebody is computing -> who
         self._behind: dict[bytes, list[Sequence]] = {}  # key -> who waits for it
 
     def push(self, sequence: Sequence) -> None:
@@ -46,36 +46,38 @@ class WaitingQueue:
     def step_aside(self, sequence: Sequence, num_found: int, most: int) -> bool:
         """Whether the keys behind the `num_found` that a sequence found are just being computed by
         another one; then it waits for the last of them that both share."""
-        keys, place = sequence.keys, num_found
-        while place < most and keys[place] in self._owner:
-            place += 1
-        if place == num_found:
+        keys, place = sequence.keys, num_found + 1
+        owner = self._owner.get(keys[num_found]) if num_found < most else None
+        if owner is None:
             return False
+        most = min(most, len(owner.keys))
+        while place < most and keys[place] == owner.keys[place]:
+            place += 1
         self._behind.setdefault(keys[place - 1], []).append(sequence)
         return True
 
     def computing(self, sequence: Sequence) -> None:
-        """A sequence that got a row computes the keys that nobody had."""
-        keys = sequence.keys[sequence.num_registered :]
-        if keys:
-            self._owner.update(dict.fromkeys(keys, sequence))
+        """A sequence that got a row computes the keys that nobody had. The first of them stands for
+        all: whoever shares one more has found what lies before it."""
+        if sequence.num_registered < len(sequence.keys):
+            self._owner[sequence.keys[sequence.num_registered]] = sequence
 
-    def computed(self, keys: list[bytes]) -> None:
-        """Blocks with these keys can be found from now on."""
-        owner = self._owner
-        if not owner:
-            return
-        for key in keys:
-            owner.pop(key, None)
+    def computed(self, sequence: Sequence, keys: list[bytes]) -> None:
+        """Blocks of a sequence with these keys, its next ones, can be found from now on."""
+        if self._owner:
+            self._owner.pop(keys[0], None)
+        self.computing(sequence)
         if self._behind:
             for key in keys:
                 self._wake(key)
 
     def gave_up(self, sequence: Sequence) -> None:
         """A sequence lost its row: nobody waits for what it was computing."""
-        for key in sequence.keys[sequence.num_registered :]:
-            if self._owner.get(key) is sequence:
-                del self._owner[key]
+        keys = sequence.keys[sequence.num_registered :]
+        if keys and self._owner.get(keys[0]) is sequence:
+            del self._owner[keys[0]]
+        if self._behind:
+            for key in keys:
                 self._wake(key)
 
     def is_ready(self, family: Family) -> None:

@@ -20,7 +20,10 @@ from tpprof.events import NONE, Trace
 from tpprof.intervals import innermost
 
 _OF_OURS = "tp"
-"""Group of the collectives in this project's programs."""
+"""Group of the collectives in this project's programs in which all ranks meet. Of others the ranks
+follow, so that groups beside each other are told apart."""
+_LAST_WORDS = {**COLLECTIVES, "gather_q": "allgather", "merge": "alltoall", "search": "allgather"}
+"""Last word of an op's id -> what it is called elsewhere."""
 _ON_CPU = "cpu"
 """Group of a CPU rank's collectives where the recorder tells none: all of them, in one order."""
 _OTHER = "other"
@@ -58,10 +61,10 @@ def mark_known(trace: Trace, entries: Entries, manifest: Manifest | None) -> Non
 
 
 def _collective_of(op: str, manifest: Manifest | None) -> str:
-    """`allreduce` or `allgather` for an op in which ranks wait for each other, else "". Without a
-    manifest (Nsight records none) the last word of the id says it."""
+    """`allreduce`, `allgather` or `alltoall` for an op in which ranks wait for each other, else "".
+    Without a manifest (Nsight records none) the last word of the id says it."""
     if manifest is None:
-        return COLLECTIVES.get(op.rpartition(".")[2], "")
+        return _LAST_WORDS.get(op.rpartition(".")[2], "")
     place = manifest.place.get(op)
     return "" if place is None else COLLECTIVES.get(manifest.kinds[place], "")
 
@@ -106,10 +109,15 @@ def _by_manifest(
     found.op[ours] = op[ours]
     if manifest is None:
         return
-    placed = np.array([op in manifest.place for op in entries.op_ids] + [False], bool)
-    ours = comm & placed[entries.op_id]
+    places = [manifest.place.get(op) for op in entries.op_ids]
+    met = [None if place is None else manifest.ranks[place] for place in places]
+    names = [f"{_OF_OURS} {one[0]}-{one[1]}" if one else _OF_OURS for one in met]
+    sizes = [one[1] - one[0] + 1 if one else manifest.tp for one in met]
+    ours = comm & np.array([place is not None for place in places] + [False], bool)[entries.op_id]
     if ours.any():
-        found.group[ours], found.size[ours] = texts.number(_OF_OURS), manifest.tp
+        op_id = entries.op_id[ours]
+        found.group[ours] = texts.numbers(names)[op_id]
+        found.size[ours] = np.array(sizes, np.int32)[op_id]
 
 
 def _by_shapes(found: Communication, trace: Trace, entries: Entries, comm: np.ndarray) -> None:

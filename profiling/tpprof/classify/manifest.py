@@ -22,7 +22,7 @@ from tpinfer.costs.ledger import CostLedger
 from tpinfer.costs.manifest import cost_manifest
 from tpprof.errors import TraceError
 
-COLLECTIVES = {"reduce": "allreduce", "gather": "allgather"}
+COLLECTIVES = {"reduce": "allreduce", "gather": "allgather", "exchange": "alltoall"}
 """Kinds of op in which ranks wait for each other, and what they are called elsewhere."""
 _COLUMNS = ("flops", "bytes_read", "bytes_written", "bytes_sent")
 _TOUCHED_AGAIN = ("one", "sk", "sk_window")
@@ -38,6 +38,7 @@ class _Op(msgspec.Struct):
     bytes_read: dict[str, float]
     bytes_written: dict[str, float]
     bytes_sent: dict[str, float]
+    ranks: tuple[int, int] | None = None
 
 
 class _Formulas(msgspec.Struct):
@@ -78,6 +79,8 @@ class Manifest:
     place: Mapping[str, int]
     """Op id -> row of the tables below; the order is the program's."""
     kinds: Sequence[str]
+    ranks: Sequence[tuple[int, int] | None]
+    """(first, last) of the ranks that meet in an op, where those are not all."""
     factors: np.ndarray
     """float64 [4, ops, terms]: FLOPs, bytes read, written, sent."""
     ceilings: Ceilings | None
@@ -153,12 +156,19 @@ def _manifest(formulas: _Formulas, ceilings: _Ceilings | None, file: str) -> Man
             raise TraceError(f"{file} names the {what} {twice[0]!r} twice; record the run again")
     if formulas.tp < 1:
         raise TraceError(f"{file} speaks of {formulas.tp} ranks; record the run again")
+    for op in formulas.ops:
+        if op.ranks and not 0 <= op.ranks[0] < op.ranks[1] < formulas.tp:
+            raise TraceError(
+                f"{file}: op {op.id} speaks of ranks {op.ranks[0]} to {op.ranks[1]} of "
+                f"{formulas.tp}; record the run again"
+            )
     return Manifest(
         tp=formulas.tp,
         compute_dtype=_dtype(formulas.compute_dtype, file),
         terms=tuple(formulas.terms),
         place={op: row for row, op in enumerate(ids)},
         kinds=tuple(op.kind for op in formulas.ops),
+        ranks=tuple(op.ranks for op in formulas.ops),
         factors=_factors(formulas, file),
         ceilings=_ceilings(ceilings, file) if ceilings else None,
     )

@@ -1,0 +1,79 @@
+"""The scheduler's picture of blocks and the ranks' agree in every corner: random requests through
+tiny caches give the tokens that each request gets alone, on one rank, with room to spare."""
+
+import random
+from functools import cache
+from typing import Any
+
+import pytest
+
+from tests.cpu.ranks import rank_values
+from tests.cpu.tiny_models import write_checkpoint
+
+pytestmark = pytest.mark.ranks
+PROGRAM = "tests.cpu.storm_program"
+NUM_BLOCKS = {"mistral-window": 7}
+"""Least blocks that the ranks which share a KV head hold together: what a window reaches is 6. Else
+15, what the longest request needs."""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory):
+    """Directory of a family's checkpoint, written when first asked for."""
+    root = tmp_path_factory.mktemp("storm")
+    return cache(lambda name: str(write_checkpoint(name, root / name)))
+
+
+def settings_of(draw: random.Random, least: int, group: int) -> dict[str, Any]:
+    """One engine, at random. Where ranks share blocks out each holds its part of them."""
+    num_blocks = -(-(least + draw.choice((0, 1, 2, 7))) // group)
+    return {
+        "num_blocks": num_blocks,
+        "num_host_blocks": draw.choice((0, 2, 9, 40)),
+        "steps_in_flight": draw.choice((1, 2, 3)),
+        "max_num_seqs": draw.choice((2, 6, 16)),
+        "max_num_batched_tokens": draw.choice((3, 16, 50)),
+        "prefix_caching": draw.random() < 0.8,
+    }
+
+
+def run_storm(
+    run_name: str, directory: str, case: tuple[str, int, int], seed: int, count: int, num_runs: int
+) -> list[dict[str, Any]]:
+    """What each run counted; its tokens are those of requests alone."""
+    name, tp, group = case
+    draw = random.Random(seed)
+    runs = [settings_of(draw, NUM_BLOCKS.get(name, 15), group) for _ in range(num_runs)]
+    asked = {"directory": directory, "seed": seed, "count": count}
+    expected = rank_values(f"{PROGRAM}:alone", 1, f"{run_name}-alone", asked, timeout_s=120)[0]
+    found = rank_values(
+        f"{PROGRAM}:together", tp, run_name, {**asked, "runs": runs}, timeout_s=300
+    )[0]
+    for run, settings in zip(found, runs, strict=True):
+        assert run["stats"]["num_groups"] == group
+        wrong = [i for i, pair in enumerate(zip(run["tokens"], expected, strict=True))
+                 if pair[0] != pair[1]]  # fmt: skip
+        assert not wrong, (settings, run["stats"], wrong)
+    return [run["stats"] for run in found]
+
+
+CASES = [
+    ("llama-mqa-bias", 4, 4),
+    ("llama-tied-gqa", 4, 2),
+    ("mistral-window", 4, 2),
+    ("qwen2-some-layers-slide", 1, 1),
+]
+"""Checkpoint, ranks, ranks that share a KV head's blocks out."""
+
+
+@pytest.mark.parametrize(("name", "tp", "group"), CASES)
+def test_a_storm(name: str, tp: int, group: int, checkpoint, run_name: str) -> None:
+    stats = run_storm(run_name, checkpoint(name), (name, tp, group), 5, 10, 2)
+    assert any(one["num_recomputed"] + one["num_moved_out"] > 0 for one in stats)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(20, 32))
+@pytest.mark.parametrize(("name", "tp", "group"), [*CASES, ("mistral-window", 1, 1)])
+def test_many_storms(name: str, tp: int, group: int, seed: int, checkpoint, run_name: str) -> None:
+    run_storm(run_name, checkpoint(name), (name, tp, group), seed, 24, 6)
