@@ -13,7 +13,7 @@ PROGRAM = "tests.cpu.engine_program"
 def test_a_crowd_gets_what_each_would_get_alone(run_name: str, size: int) -> None:
     """Plain and overlapped; without and with host memory to move blocks to."""
     arguments = {"runs": [[1, 0], [2, 30]], "num_blocks": 14}
-    found = rank_values(f"{PROGRAM}:crowd", size, run_name, arguments, timeout_s=180)[0]
+    found = rank_values(f"{PROGRAM}:crowd", size, run_name, arguments, timeout_s=400)[0]
     for tokens, stats in zip(found["together"], found["stats"], strict=True):
         assert tokens == found["alone"]
         assert stats["num_recomputed"] + stats["num_moved_out"] > 0, "the cache was not too small"

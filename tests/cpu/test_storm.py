@@ -66,7 +66,7 @@ CASES = [
 """Checkpoint, ranks, ranks that share a KV head's blocks out."""
 
 
-@pytest.mark.parametrize(("name", "tp", "group"), CASES)
+@pytest.mark.parametrize(("name", "tp", "group"), [CASES[0], CASES[3]])
 def test_a_storm(name: str, tp: int, group: int, checkpoint, run_name: str) -> None:
     stats = run_storm(run_name, checkpoint(name), (name, tp, group), 5, 10, 2)
     assert any(one["num_recomputed"] + one["num_moved_out"] > 0 for one in stats)
