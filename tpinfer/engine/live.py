@@ -60,6 +60,11 @@ class LiveOutput:
         self._num_unstopped = params.min_tokens
 
     @property
+    def finish_reason(self) -> str | None:
+        """Why it ended; a stop text that its last possible token completes counts as one."""
+        return "stop" if isinstance(self.stop_reason, str) else self.sequence.finish_reason
+
+    @property
     def text(self) -> str | None:
         """All text that is certain; None without a tokenizer."""
         return "".join(self._pieces) if self._detokenizer else None
@@ -100,7 +105,5 @@ class LiveOutput:
     def _event(self, token_id: int, text: str, logprobs: TokenLogprobs | None) -> TokenEvent:
         if text:
             self._pieces.append(text)
-        sequence = self.sequence
-        reason = "stop" if isinstance(self.stop_reason, str) else sequence.finish_reason
-        sample = sequence.sampling.index
-        return TokenEvent(self.live.index, token_id, reason, sample, text, logprobs)
+        sample = self.sequence.sampling.index
+        return TokenEvent(self.live.index, token_id, self.finish_reason, sample, text, logprobs)

@@ -1,9 +1,13 @@
 """An engine for a program that is rank 0 itself, its other ranks started with it; or this process's
 part, where a launcher such as torchrun started them all."""
 
-from collections.abc import Callable, Sequence
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
+from operator import index
 from typing import Any
+
+import torch
 
 from tpinfer.config.dtypes import DType
 from tpinfer.config.engine import EngineConfig
@@ -22,6 +26,10 @@ from tpinfer.text.tokenizer import Tokenizer
 
 PromptInput = str | Sequence[int]
 """Text, or token ids."""
+MAX_PRIORITY = 1_000_000
+"""Far from 0 enough to order any requests, and few enough to count in ns."""
+NO_LISTS = (bytes, bytearray, Mapping, Set)
+"""What Python could take for a list of token ids."""
 
 
 class OpenedEngine:
@@ -49,6 +57,7 @@ class OpenedEngine:
         self.rank = seat.rank
         try:
             self.engine: Engine = open_engine(config, seat, progress, self.tokenizer)
+            self.num_threads = torch.get_num_threads()
         except BaseException as error:
             cause = self.explain(error)
             if self._followers is not None:
@@ -78,7 +87,8 @@ class OpenedEngine:
     ) -> GenerationRequest:
         """A request from text or token ids; the model's end tokens end it too. Raises
         ConfigError."""
-        token_ids = self._encode(prompt) if isinstance(prompt, str) else list(prompt)
+        _check_types(params, priority, cache_salt)
+        token_ids = self._encode(prompt) if isinstance(prompt, str) else _listed_tokens(prompt)
         chosen = self.default_params() if params is None else self._with_end_tokens(params)
         wrong = next((t for t in token_ids if not 0 <= t < self.spec.vocab_size), None)
         if wrong is not None:
@@ -99,6 +109,11 @@ class OpenedEngine:
         text = ChatTemplate(source, names).render(list(messages))
         return tokenizer.encode(text, add_special_tokens=False)
 
+    def end_followers(self) -> None:
+        """Kill the ranks that were started here; what waits for them gets an error."""
+        if self._followers is not None:
+            self._followers.kill()
+
     def close(self) -> None:
         """Let go of everything, the other ranks first. Twice is fine."""
         try:
@@ -108,6 +123,7 @@ class OpenedEngine:
                 self._followers.close()
 
     def _encode(self, text: str) -> list[int]:
+        _check_text("the prompt", text)
         if self.tokenizer is not None:
             return self.tokenizer.encode(text)
         raise ConfigError(
@@ -117,6 +133,45 @@ class OpenedEngine:
     def _with_end_tokens(self, params: SamplingParams) -> SamplingParams:
         wanted = dict.fromkeys((*params.stop_token_ids, *self.spec.eos_token_ids))
         return replace(params, stop_token_ids=tuple(wanted))
+
+
+def _listed_tokens(prompt: object) -> list[int]:
+    """Token ids as a list; whole numbers of other libraries (numpy) count. Raises ConfigError."""
+    is_list = isinstance(prompt, Iterable) and not isinstance(prompt, NO_LISTS)
+    found = list(prompt) if is_list else [None]
+    try:
+        return [index(None if isinstance(token, bool) else token) for token in found]
+    except TypeError as error:
+        raise ConfigError(
+            f"the prompt {reprlib.repr(prompt)} is neither text nor a list of token ids"
+        ) from error
+
+
+def _check_types(params: object, priority: object, cache_salt: object) -> None:
+    if params is not None and not isinstance(params, SamplingParams):
+        raise ConfigError(f"params={reprlib.repr(params)} is not SamplingParams; give one, or None")
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        raise ConfigError(
+            f"priority={reprlib.repr(priority)} is not a whole number; give one such as 0"
+        )
+    if abs(priority) > MAX_PRIORITY:
+        raise ConfigError(
+            f"priority={reprlib.repr(priority)} is out of range; use -{MAX_PRIORITY} to "
+            f"{MAX_PRIORITY}"
+        )
+    if not isinstance(cache_salt, str):
+        raise ConfigError(f"cache_salt={reprlib.repr(cache_salt)} is not text; give text")
+    _check_text("cache_salt", cache_salt)
+
+
+def _check_text(what: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{what} holds half a surrogate pair at character {error.start}, which is no text; "
+            "decode it with errors='replace'"
+        ) from error
 
 
 def engine_settings(model: str, tp: int | None, **settings: Any) -> EngineConfig:
