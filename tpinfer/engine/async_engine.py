@@ -233,9 +233,10 @@ def _open(config: EngineConfig, nobody_waits: threading.Event) -> OpenedEngine:
 
 
 def _failed(cause: BaseException | None) -> RankError:
-    """An error for one caller alone: each raises its own, or their tracebacks would grow into one.
-    """
-    error = RankError(str(cause) if isinstance(cause, RankError) else f"the engine failed: {cause!r}")
+    """One caller's own error: one raised by all would gather all their tracebacks."""
+    error = RankError(
+        str(cause) if isinstance(cause, RankError) else f"the engine failed: {cause!r}"
+    )
     error.__cause__ = cause
     return error
 

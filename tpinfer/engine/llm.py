@@ -20,7 +20,6 @@ from tpinfer.engine.own_thread import OwnThread
 from tpinfer.engine.requests import GenerationRequest, GenerationResult
 from tpinfer.engine.run_report import RunReport
 
-
 CLOSE_GRACE_S = 5.0
 """How long a run that nobody waits for any more may take to its end when the engine is closed."""
 

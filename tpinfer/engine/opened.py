@@ -137,10 +137,11 @@ class OpenedEngine:
 
 def _listed_tokens(prompt: object) -> list[int]:
     """Token ids as a list; whole numbers of other libraries (numpy) count. Raises ConfigError."""
-    is_list = isinstance(prompt, Iterable) and not isinstance(prompt, NO_LISTS)
-    found = list(prompt) if is_list else [None]
+    found: list[Any] = [None]
+    if isinstance(prompt, Iterable) and not isinstance(prompt, NO_LISTS):
+        found = list(prompt)
     try:
-        return [index(None if isinstance(token, bool) else token) for token in found]
+        return [index("" if isinstance(token, bool) else token) for token in found]
     except TypeError as error:
         raise ConfigError(
             f"the prompt {reprlib.repr(prompt)} is neither text nor a list of token ids"
