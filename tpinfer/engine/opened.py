@@ -5,6 +5,7 @@ import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from operator import index
+from os import PathLike
 from typing import Any
 
 import torch
@@ -101,6 +102,11 @@ class OpenedEngine:
     def chat_text(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         """Token ids of a conversation through the checkpoint's chat template. Raises
         ConfigError."""
+        if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+            raise ConfigError(
+                f"messages={reprlib.repr(messages)} is no conversation; give a list of "
+                '{"role": ..., "content": ...}'
+            )
         source = find_template(self.config.model_dir)
         if source is None or self.tokenizer is None:
             raise ConfigError(f"{self.config.model_dir} has no chat template; use generate")
@@ -137,15 +143,16 @@ class OpenedEngine:
 
 def _listed_tokens(prompt: object) -> list[int]:
     """Token ids as a list; whole numbers of other libraries (numpy) count. Raises ConfigError."""
-    found: list[Any] = [None]
-    if isinstance(prompt, Iterable) and not isinstance(prompt, NO_LISTS):
-        found = list(prompt)
+    text = f"the prompt {reprlib.repr(prompt)} is neither text nor a list of token ids"
+    if not isinstance(prompt, Iterable) or isinstance(prompt, NO_LISTS):
+        raise ConfigError(text)
+    found: list[Any] = list(prompt)
+    if any(isinstance(token, bool) for token in found):
+        raise ConfigError(text)
     try:
-        return [index("" if isinstance(token, bool) else token) for token in found]
+        return [index(token) for token in found]
     except TypeError as error:
-        raise ConfigError(
-            f"the prompt {reprlib.repr(prompt)} is neither text nor a list of token ids"
-        ) from error
+        raise ConfigError(text) from error
 
 
 def _check_types(params: object, priority: object, cache_salt: object) -> None:
@@ -175,9 +182,11 @@ def _check_text(what: str, text: str) -> None:
         ) from error
 
 
-def engine_settings(model: str, tp: int | None, **settings: Any) -> EngineConfig:
+def engine_settings(model: str | PathLike[str], tp: int | None, **settings: Any) -> EngineConfig:
     """Settings of a run on `model`: any field of EngineConfig, dtype as text too. `tp` None takes
     the launcher's ranks, else 1. Raises ConfigError."""
+    if not isinstance(model, str | PathLike):
+        raise ConfigError(f"model={reprlib.repr(model)} is no name; give a directory or a hub id")
     if tp is None:
         found = read_environment().rank
         tp = 1 if found is None else found.world
@@ -187,8 +196,8 @@ def engine_settings(model: str, tp: int | None, **settings: Any) -> EngineConfig
             dtype = None if dtype == "auto" else DType(dtype)
         except ValueError as error:
             raise ConfigError(f"dtype={dtype!r} is not known; use auto or bfloat16") from error
-    settings.setdefault("load_format", "random" if is_shape(model) else "auto")
+    settings.setdefault("load_format", "random" if is_shape(str(model)) else "auto")
     try:
-        return EngineConfig(model_dir=model_directory(model), tp=tp, dtype=dtype, **settings)
+        return EngineConfig(model_dir=model_directory(str(model)), tp=tp, dtype=dtype, **settings)
     except TypeError as error:
         raise ConfigError(f"{error}; settings are the fields of EngineConfig") from error
