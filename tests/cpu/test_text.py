@@ -268,3 +268,15 @@ def test_stop_texts_are_found_in_characters_of_many_tokens(
     found = [matcher.push(writer.push(token)) for token in ours[kind].encode(text, False)]
     assert matcher.matched == stop
     assert "".join(found) == shown
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_text_behind_a_prompt_reads_as_one_text(kind: str, ours: dict[str, Tokenizer]) -> None:
+    """Wherever the prompt ends: at a space that sentencepiece's kind drops from the beginning of a
+    text, or in the middle of a character."""
+    tokenizer = ours[kind]
+    whole = tokenizer.encode("The fox said: hello, 日本😀 there! It's 3 o'clock.")
+    for end in range(1, len(whole)):
+        writer = Detokenizer(tokenizer)
+        pieces = [writer.follow(whole[:end]), *map(writer.push, whole[end:]), writer.finish()]
+        assert "".join(pieces) == tokenizer.decode(whole), f"behind {end} tokens"

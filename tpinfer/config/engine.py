@@ -14,6 +14,7 @@ CollectiveName = Literal["auto", "nccl", "gloo", "mpi", "shared_memory", "deepsp
 DeviceName = Literal["auto", "cpu", "cuda"]
 MAX_WAIT_S = 1e6
 """Longest --wait-timeout, about eleven days: what waits counts in 64-bit ns."""
+MAX_STEPS_IN_FLIGHT = 16
 COMPUTE_DTYPES = (DType.FLOAT32, DType.BFLOAT16, DType.FLOAT16)
 
 
@@ -76,6 +77,7 @@ class EngineConfig:
         if self.dtype is not None and self.dtype not in COMPUTE_DTYPES:
             allowed = ", ".join(COMPUTE_DTYPES)
             raise ConfigError(f"dtype={self.dtype} cannot be computed in; use one of {allowed}")
+        self._require_types()
         whole = ("tp", "block_size", "max_num_seqs", "max_num_batched_tokens", "steps_in_flight")
         optional = ("max_model_len", "kv_bytes", "num_layers_override")
         for name in whole + optional:
@@ -84,6 +86,12 @@ class EngineConfig:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name}={value!r} must be a whole number of 1 or more")
+        if self.steps_in_flight > MAX_STEPS_IN_FLIGHT:
+            raise ConfigError(
+                f"steps_in_flight={self.steps_in_flight} is out of range; use 1 to "
+                f"{MAX_STEPS_IN_FLIGHT}: 2 keeps a device busy, and an end is noticed that much "
+                "later"
+            )
         if self.step_budget_s is not None and not 0 < self.step_budget_s < 1e6:
             raise ConfigError(
                 f"step_budget_s={self.step_budget_s} must be above 0 seconds, such as 0.025"
@@ -106,6 +114,18 @@ class EngineConfig:
                 f"num_layers_override={self.num_layers_override} leaves out layers of a real "
                 "checkpoint; use it with load_format=random"
             )
+
+    def _require_types(self) -> None:
+        for name in ("memory_utilization", "step_budget_s", "wait_timeout_s"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float | None):
+                raise ConfigError(f"{name}={value!r} is not a number; give one such as 0.5")
+        if not isinstance(self.prefix_caching, bool):
+            raise ConfigError(f"prefix_caching={self.prefix_caching!r} must be True or False")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise ConfigError(f"seed={self.seed!r} must be a whole number")
+        if not isinstance(self.topology, str | None):
+            raise ConfigError(f"topology={self.topology!r} must be text: a file, or a name")
 
     def check_model(self, spec: ModelSpec) -> None:
         """Raises ConfigError where these settings do not suit the model."""

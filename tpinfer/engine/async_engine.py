@@ -10,12 +10,14 @@ import itertools
 import queue
 import threading
 from collections.abc import AsyncGenerator
-from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+import torch
+
+from tpinfer.config.engine import EngineConfig
 from tpinfer.config.errors import RankError
 from tpinfer.config.sampling import SamplingParams
 from tpinfer.engine.live import LiveRequest
@@ -46,7 +48,7 @@ class _Abort:
 
 @dataclass(frozen=True, slots=True)
 class _Close:
-    done: "Future[None]"
+    """No more will come."""
 
 
 _Item = TokenEvent | GenerationResult | BaseException
@@ -63,8 +65,11 @@ class AsyncEngine:
         self._indexes = itertools.count()
         self._error: BaseException | None = None
         self._is_closed = False
+        self._lock = threading.Lock()  # callers of any thread: nothing comes in behind _Close
         self._streams: dict[int, tuple[LiveRequest, _Stream]] = {}  # the thread's own
-        self._thread = threading.Thread(target=self._work, name="tpinfer-steps", daemon=True)
+        self._thread = threading.Thread(
+            target=self._work, args=(opened.num_threads,), name="tpinfer-steps", daemon=True
+        )
         self._thread.start()
 
     @classmethod
@@ -74,8 +79,12 @@ class AsyncEngine:
         """Load a model over `tp` ranks, which are started here. `settings` are fields of
         `EngineConfig`. Raises ConfigError, CheckpointError or RankError.
         """
-        config = engine_settings(model, tp, **settings)
-        return cls(await asyncio.to_thread(OpenedEngine, config))
+        config, nobody_waits = engine_settings(model, tp, **settings), threading.Event()
+        try:
+            return cls(await asyncio.to_thread(_open, config, nobody_waits))
+        except asyncio.CancelledError:
+            nobody_waits.set()
+            raise
 
     async def generate(
         self,
@@ -112,13 +121,13 @@ class AsyncEngine:
         return result
 
     async def close(self) -> None:
-        """End every request with `abort`, and the ranks. Twice is fine."""
-        if not self._is_closed:
-            self._is_closed = True
-            done: Future[None] = Future()
-            self._inbox.put(_Close(done))
-            await asyncio.wrap_future(done)
-            await asyncio.to_thread(self._thread.join)
+        """End every request with `abort`, and the ranks. Twice is fine; each call returns when all
+        is over."""
+        with self._lock:
+            if not self._is_closed:
+                self._is_closed = True
+                self._inbox.put(_Close())
+        await asyncio.to_thread(self._thread.join)
 
     async def __aenter__(self) -> "AsyncEngine":
         return self
@@ -134,13 +143,12 @@ class AsyncEngine:
     async def _items(
         self, prompt: PromptInput, params: SamplingParams | None, priority: int, cache_salt: str
     ) -> AsyncGenerator[TokenEvent | GenerationResult]:
-        if self._is_closed:
-            raise RankError("the engine was closed; start a new one")
-        if self._error is not None:
-            raise self._error
         request = self._opened.request(prompt, params, priority, cache_salt)
         index, stream = next(self._indexes), _Stream()
-        self._inbox.put(_Add(index, request, stream))
+        with self._lock:
+            if self._is_closed:
+                raise RankError("the engine was closed; start a new one")
+            self._inbox.put(_Add(index, request, stream))
         is_over = False
         try:
             while not is_over:
@@ -155,37 +163,38 @@ class AsyncEngine:
 
     # What follows runs on the thread.
 
-    def _work(self) -> None:
-        closing: _Close | None = None
-        engine = self._opened.engine
+    def _work(self, num_threads: int) -> None:
+        torch.set_num_threads(num_threads)  # a new thread's own pool would take the default size
+        is_open, engine = True, self._opened.engine
         try:
-            while closing is None:
-                closing = self._read_inbox(wait=not engine.has_work)
-                if closing is None and engine.has_work:
+            while is_open:
+                is_open = self._read_inbox(wait=not engine.has_work)
+                if is_open and engine.has_work:
                     self._deliver(engine.step())
             self._end_all()
         except BaseException as error:
             self._error = self._opened.explain(error)
-            self._fail_all(self._error)
+            for _, stream in self._streams.values():
+                _hand_over([(stream, _failed(self._error))])
+            self._streams.clear()
         try:
             self._opened.close()
         except BaseException as error:
             self._error = self._error or error
-        while closing is None:  # an engine that failed still answers
+        while is_open:  # an engine that failed still answers
             message = self._inbox.get()
-            if isinstance(message, _Close):
-                closing = message
-            elif isinstance(message, _Add):
-                _hand_over([(message.stream, self._error or RankError("the engine was closed"))])
-        closing.done.set_result(None)
+            is_open = not isinstance(message, _Close)
+            if isinstance(message, _Add):
+                _hand_over([(message.stream, _failed(self._error))])
 
-    def _read_inbox(self, wait: bool) -> _Close | None:
-        """Do what callers asked for since the last plan; with nothing else to do, wait for them."""
+    def _read_inbox(self, wait: bool) -> bool:
+        """Do what callers asked for since the last plan; with nothing else to do, wait for them.
+        False once the engine is to close."""
         while wait or not self._inbox.empty():
             message = self._inbox.get()
             wait = False
             if isinstance(message, _Close):
-                return message
+                return False
             if isinstance(message, _Abort):
                 if message.index in self._streams:
                     self._opened.engine.abort(self._streams.pop(message.index)[0])
@@ -196,18 +205,17 @@ class AsyncEngine:
                 _hand_over([(message.stream, error)])
             else:
                 self._streams[message.index] = live, message.stream
-        return None
+        return True
 
     def _deliver(self, events: list[TokenEvent]) -> None:
-        items: list[tuple[_Stream, _Item]] = []
-        for event in events:
-            if event.index not in self._streams:
-                continue  # its caller has left
-            live, stream = self._streams[event.index]
-            items.append((stream, event))
-            if event.finish_reason is not None and live.is_finished:
+        mine = [event for event in events if event.index in self._streams]  # others have left
+        items: list[tuple[_Stream, _Item]] = [(self._streams[e.index][1], e) for e in mine]
+        # A result ends its stream, so it comes behind the events of all continuations.
+        for index in dict.fromkeys(e.index for e in mine if e.finish_reason is not None):
+            live, stream = self._streams[index]
+            if live.is_finished:
                 items.append((stream, make_result(live, None)))
-                del self._streams[event.index]
+                del self._streams[index]
         _hand_over(items)
 
     def _end_all(self) -> None:
@@ -216,9 +224,21 @@ class AsyncEngine:
         while self._opened.engine.has_work:  # what is on its way
             self._opened.engine.step()
 
-    def _fail_all(self, error: BaseException) -> None:
-        _hand_over([(stream, error) for _, stream in self._streams.values()])
-        self._streams.clear()
+
+def _open(config: EngineConfig, nobody_waits: threading.Event) -> OpenedEngine:
+    opened = OpenedEngine(config)
+    if nobody_waits.is_set():
+        opened.close()
+    return opened
+
+
+def _failed(cause: BaseException | None) -> RankError:
+    """One caller's own error: one raised by all would gather all their tracebacks."""
+    error = RankError(
+        str(cause) if isinstance(cause, RankError) else f"the engine failed: {cause!r}"
+    )
+    error.__cause__ = cause
+    return error
 
 
 def _hand_over(items: "list[tuple[_Stream, _Item]]") -> None:

@@ -12,6 +12,9 @@ from tpinfer.text.stop_strings import StopMatcher, StopStrings
 if TYPE_CHECKING:
     from tpinfer.text.tokenizer import Tokenizer
 
+_PROMPT_TAIL = 24
+"""Last tokens of the prompt that the text of the first new ones may depend on."""
+
 
 @dataclass(slots=True)
 class LiveRequest:
@@ -50,14 +53,20 @@ class LiveOutput:
         self.stop_reason: str | int | None = None
         self.error: str | None = None
         self._pieces: list[str] = []
-        if params.echo and tokenizer is not None:
-            prompt = list(live.request.prompt_token_ids)
-            self._pieces.append(tokenizer.decode(prompt, params.skip_special_tokens))
         self._detokenizer = (
             Detokenizer(tokenizer, params.skip_special_tokens) if tokenizer else None
         )
+        if self._detokenizer is not None:
+            prompt = live.request.prompt_token_ids
+            text = self._detokenizer.follow(prompt if params.echo else prompt[-_PROMPT_TAIL:])
+            self._pieces += [text] if params.echo else []
         self._stops = None if stops is None else StopMatcher(stops, params.include_stop_in_output)
         self._num_unstopped = params.min_tokens
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why it ended; a stop text that its last possible token completes counts as one."""
+        return "stop" if isinstance(self.stop_reason, str) else self.sequence.finish_reason
 
     @property
     def text(self) -> str | None:
@@ -74,8 +83,9 @@ class LiveOutput:
         text = ""
         if self._detokenizer is not None:
             text = self._detokenizer.push(token_id)
-            if self._stops is not None and len(sequence.token_ids) >= self._num_unstopped:
-                text = self._stops.push(text)
+            if self._stops is not None:
+                may_end = len(sequence.token_ids) >= self._num_unstopped
+                text = self._stops.push(text, may_end)
                 self.stop_reason = self._stops.matched
             if sequence.finish_reason is not None and self.stop_reason is None:
                 text += self._rest()
@@ -100,7 +110,5 @@ class LiveOutput:
     def _event(self, token_id: int, text: str, logprobs: TokenLogprobs | None) -> TokenEvent:
         if text:
             self._pieces.append(text)
-        sequence = self.sequence
-        reason = "stop" if isinstance(self.stop_reason, str) else sequence.finish_reason
-        sample = sequence.sampling.index
-        return TokenEvent(self.live.index, token_id, reason, sample, text, logprobs)
+        sample = self.sequence.sampling.index
+        return TokenEvent(self.live.index, token_id, self.finish_reason, sample, text, logprobs)

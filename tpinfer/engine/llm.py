@@ -8,18 +8,24 @@ From a plain script it starts the other ranks itself. Under torchrun or another 
 runs the same script; results are on rank 0, the others get empty lists.
 """
 
-from collections.abc import Callable, Sequence
+import reprlib
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from tpinfer.config.errors import ConfigError
+from tpinfer.config.errors import ConfigError, RankError
 from tpinfer.config.sampling import SamplingParams
-from tpinfer.engine.opened import OpenedEngine, PromptInput, engine_settings
+from tpinfer.engine.opened import NO_LISTS, OpenedEngine, PromptInput, engine_settings
+from tpinfer.engine.own_thread import OwnThread
 from tpinfer.engine.requests import GenerationRequest, GenerationResult
 from tpinfer.engine.run_report import RunReport
 
+CLOSE_GRACE_S = 5.0
+"""How long a run that nobody waits for any more may take to its end when the engine is closed."""
+
 
 class LLM:
-    """A model, loaded over `tp` ranks."""
+    """A model, loaded over `tp` ranks. Threads may share it: their calls take turns."""
 
     def __init__(
         self,
@@ -37,6 +43,7 @@ class LLM:
         """
         config = engine_settings(model, tp, topology=topology, **settings)
         self._opened = OpenedEngine(config, progress)
+        self._thread = OwnThread("tpinfer-steps") if self._opened.rank == 0 else None
         self._report: RunReport | None = None
         self._is_over = False  # for ranks other than 0: rank 0 has closed
 
@@ -57,23 +64,31 @@ class LLM:
 
         A prompt is text or token ids. `params` is one for all or one each; None takes the
         checkpoint's own defaults. Raises ConfigError for a request that can never run, before any
-        runs.
+        runs, RankError once a rank is gone or after `close`. Ctrl-C ends the call after the step
+        in progress; the next call works.
         """
         listed = _listed(prompts)
         chosen = _per_prompt(params, len(listed), "params")
         ranks = _per_prompt(priorities, len(listed), "priorities")
         opened = self._opened
-        if self.rank:
-            self._is_over = self._is_over or not opened.engine.serve()
+        if self._thread is None:
+            if self._is_over:
+                raise RankError("the engine was closed; start a new one")
+            self._is_over = not opened.engine.serve()
             return []
-        try:
-            requests = [
-                opened.request(prompt, one, priority or 0, cache_salt)
-                for prompt, one, priority in zip(listed, chosen, ranks, strict=True)
-            ]
-            return self._run(requests)
-        finally:
-            opened.engine.release_followers()
+        leave = threading.Event()
+
+        def run() -> list[GenerationResult]:
+            try:
+                requests = [
+                    opened.request(prompt, one, 0 if priority is None else priority, cache_salt)
+                    for prompt, one, priority in zip(listed, chosen, ranks, strict=True)
+                ]
+                return self._run(requests, leave)
+            finally:
+                opened.engine.release_followers()
+
+        return self._thread.run(run, leave.set)
 
     def chat(
         self,
@@ -91,9 +106,12 @@ class LLM:
 
     def close(self) -> None:
         """Let go of ranks and memory. Twice is fine."""
-        if self.rank:
+        if self._thread is None:
             while not self._is_over:
                 self._is_over = not self._opened.engine.serve()
+        elif not self._thread.close(CLOSE_GRACE_S):
+            self._opened.end_followers()  # what waits for them notices
+            self._thread.close(self._opened.config.wait_timeout_s)
         self._opened.close()
 
     def __enter__(self) -> "LLM":
@@ -102,10 +120,12 @@ class LLM:
     def __exit__(self, *_exception: object) -> None:
         self.close()
 
-    def _run(self, requests: Sequence[GenerationRequest]) -> list[GenerationResult]:
+    def _run(
+        self, requests: Sequence[GenerationRequest], leave: threading.Event
+    ) -> list[GenerationResult]:
         engine = self._opened.engine
         try:
-            for _ in engine.generate(requests):
+            for _ in engine.generate(requests, leave.is_set):
                 continue
             results = engine.results()
             self._report = engine.report()
@@ -121,6 +141,8 @@ def _listed(prompts: PromptInput | Sequence[PromptInput]) -> list[PromptInput]:
     """One prompt alone or a list of them, as a list. Raises ConfigError for none."""
     if isinstance(prompts, str):
         return [prompts]
+    if not isinstance(prompts, Iterable) or isinstance(prompts, NO_LISTS):
+        raise ConfigError(f"prompts={reprlib.repr(prompts)} is no list; give text or a list of it")
     found: list[Any] = list(prompts)
     if found and all(isinstance(one, int) for one in found):
         return [found]
@@ -138,6 +160,8 @@ def _per_prompt(given: Any, count: int, what: str) -> list[Any]:
     """One value for all, or one each, as a list. Raises ConfigError for another number."""
     if given is None or isinstance(given, SamplingParams):
         return [given] * count
+    if not isinstance(given, Iterable) or isinstance(given, (str, *NO_LISTS)):
+        raise ConfigError(f"{what}={reprlib.repr(given)} is no list; give one each, or one for all")
     found = list(given)
     if len(found) != count:
         raise ConfigError(f"{len(found)} {what} for {count} prompts; give one each, or one for all")

@@ -152,7 +152,7 @@ def _completion(output: LiveOutput, attributor: Attributor | None) -> Completion
         sample=sequence.sampling.index,
         token_ids=list(sequence.token_ids),
         text=output.text,
-        finish_reason=sequence.finish_reason or "abort",
+        finish_reason=output.finish_reason or "abort",
         stop_reason=output.stop_reason,
         error=output.error,
         logprobs=output.logprobs or None,

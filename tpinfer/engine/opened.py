@@ -1,9 +1,14 @@
 """An engine for a program that is rank 0 itself, its other ranks started with it; or this process's
 part, where a launcher such as torchrun started them all."""
 
-from collections.abc import Callable, Sequence
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
+from operator import index
+from os import PathLike
 from typing import Any
+
+import torch
 
 from tpinfer.config.dtypes import DType
 from tpinfer.config.engine import EngineConfig
@@ -22,6 +27,10 @@ from tpinfer.text.tokenizer import Tokenizer
 
 PromptInput = str | Sequence[int]
 """Text, or token ids."""
+MAX_PRIORITY = 1_000_000
+"""Far from 0 enough to order any requests, and few enough to count in ns."""
+NO_LISTS = (bytes, bytearray, Mapping, Set)
+"""What Python could take for a list of token ids."""
 
 
 class OpenedEngine:
@@ -49,6 +58,7 @@ class OpenedEngine:
         self.rank = seat.rank
         try:
             self.engine: Engine = open_engine(config, seat, progress, self.tokenizer)
+            self.num_threads = torch.get_num_threads()
         except BaseException as error:
             cause = self.explain(error)
             if self._followers is not None:
@@ -78,7 +88,8 @@ class OpenedEngine:
     ) -> GenerationRequest:
         """A request from text or token ids; the model's end tokens end it too. Raises
         ConfigError."""
-        token_ids = self._encode(prompt) if isinstance(prompt, str) else list(prompt)
+        _check_types(params, priority, cache_salt)
+        token_ids = self._encode(prompt) if isinstance(prompt, str) else _listed_tokens(prompt)
         chosen = self.default_params() if params is None else self._with_end_tokens(params)
         wrong = next((t for t in token_ids if not 0 <= t < self.spec.vocab_size), None)
         if wrong is not None:
@@ -91,6 +102,11 @@ class OpenedEngine:
     def chat_text(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         """Token ids of a conversation through the checkpoint's chat template. Raises
         ConfigError."""
+        if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+            raise ConfigError(
+                f"messages={reprlib.repr(messages)} is no conversation; give a list of "
+                '{"role": ..., "content": ...}'
+            )
         source = find_template(self.config.model_dir)
         if source is None or self.tokenizer is None:
             raise ConfigError(f"{self.config.model_dir} has no chat template; use generate")
@@ -98,6 +114,11 @@ class OpenedEngine:
         names = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
         text = ChatTemplate(source, names).render(list(messages))
         return tokenizer.encode(text, add_special_tokens=False)
+
+    def end_followers(self) -> None:
+        """Kill the ranks that were started here; what waits for them gets an error."""
+        if self._followers is not None:
+            self._followers.kill()
 
     def close(self) -> None:
         """Let go of everything, the other ranks first. Twice is fine."""
@@ -108,6 +129,7 @@ class OpenedEngine:
                 self._followers.close()
 
     def _encode(self, text: str) -> list[int]:
+        _check_text("the prompt", text)
         if self.tokenizer is not None:
             return self.tokenizer.encode(text)
         raise ConfigError(
@@ -119,9 +141,52 @@ class OpenedEngine:
         return replace(params, stop_token_ids=tuple(wanted))
 
 
-def engine_settings(model: str, tp: int | None, **settings: Any) -> EngineConfig:
+def _listed_tokens(prompt: object) -> list[int]:
+    """Token ids as a list; whole numbers of other libraries (numpy) count. Raises ConfigError."""
+    text = f"the prompt {reprlib.repr(prompt)} is neither text nor a list of token ids"
+    if not isinstance(prompt, Iterable) or isinstance(prompt, NO_LISTS):
+        raise ConfigError(text)
+    found: list[Any] = list(prompt)
+    if any(isinstance(token, bool) for token in found):
+        raise ConfigError(text)
+    try:
+        return [index(token) for token in found]
+    except TypeError as error:
+        raise ConfigError(text) from error
+
+
+def _check_types(params: object, priority: object, cache_salt: object) -> None:
+    if params is not None and not isinstance(params, SamplingParams):
+        raise ConfigError(f"params={reprlib.repr(params)} is not SamplingParams; give one, or None")
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        raise ConfigError(
+            f"priority={reprlib.repr(priority)} is not a whole number; give one such as 0"
+        )
+    if abs(priority) > MAX_PRIORITY:
+        raise ConfigError(
+            f"priority={reprlib.repr(priority)} is out of range; use -{MAX_PRIORITY} to "
+            f"{MAX_PRIORITY}"
+        )
+    if not isinstance(cache_salt, str):
+        raise ConfigError(f"cache_salt={reprlib.repr(cache_salt)} is not text; give text")
+    _check_text("cache_salt", cache_salt)
+
+
+def _check_text(what: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{what} holds half a surrogate pair at character {error.start}, which is no text; "
+            "decode it with errors='replace'"
+        ) from error
+
+
+def engine_settings(model: str | PathLike[str], tp: int | None, **settings: Any) -> EngineConfig:
     """Settings of a run on `model`: any field of EngineConfig, dtype as text too. `tp` None takes
     the launcher's ranks, else 1. Raises ConfigError."""
+    if not isinstance(model, str | PathLike):
+        raise ConfigError(f"model={reprlib.repr(model)} is no name; give a directory or a hub id")
     if tp is None:
         found = read_environment().rank
         tp = 1 if found is None else found.world
@@ -131,8 +196,8 @@ def engine_settings(model: str, tp: int | None, **settings: Any) -> EngineConfig
             dtype = None if dtype == "auto" else DType(dtype)
         except ValueError as error:
             raise ConfigError(f"dtype={dtype!r} is not known; use auto or bfloat16") from error
-    settings.setdefault("load_format", "random" if is_shape(model) else "auto")
+    settings.setdefault("load_format", "random" if is_shape(str(model)) else "auto")
     try:
-        return EngineConfig(model_dir=model_directory(model), tp=tp, dtype=dtype, **settings)
+        return EngineConfig(model_dir=model_directory(str(model)), tp=tp, dtype=dtype, **settings)
     except TypeError as error:
         raise ConfigError(f"{error}; settings are the fields of EngineConfig") from error

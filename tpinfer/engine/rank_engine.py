@@ -64,7 +64,6 @@ class Engine:
         self._recording: Recording | None = None
         self._live: dict[int, LiveOutput] = {}  # by sequence id
         self._finished: list[LiveRequest] = []
-        self._stopping = False
 
     @property
     def scheduler(self) -> Scheduler:
@@ -123,12 +122,16 @@ class Engine:
         outcome = self._loop.step(before)
         return [] if outcome is None else self._events(outcome)
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[TokenEvent]:
+    def generate(
+        self,
+        requests: Sequence[GenerationRequest],
+        is_over: Callable[[], bool] = lambda: False,
+    ) -> Iterator[TokenEvent]:
         """Run `requests` together and yield each token as it reaches the host.
 
         Requests are checked before the first one runs. Raises ConfigError for one that can never
-        run, naming it. Closing the generator, or `stop`, ends what is unfinished with the reason
-        `abort`.
+        run, naming it. Closing the generator ends what is unfinished with the reason `abort`; so
+        does `is_over`, asked before each step.
         """
         self._metrics.forget()
         if self._recording is not None:
@@ -138,12 +141,15 @@ class Engine:
         try:
             for index, request in enumerate(requests):
                 lives.append(self.add(request, index))
-            while self.has_work and not self._stopping:
+            while self.has_work and not is_over():
                 for event in self.step():
                     asked_ns = perf_counter_ns()
                     with self._worker.spans.named("detokenize"):
                         yield event
                     self._worker.spans.add("detokenize", asked_ns, perf_counter_ns())
+        except (KeyboardInterrupt, SystemExit):
+            self._loop.forget()  # torn apart somewhere: nothing more can be told from the steps
+            raise
         finally:
             for live in lives:
                 self.abort(live)
@@ -151,10 +157,6 @@ class Engine:
                 self._events(outcome)
             if self._recording is not None:
                 self._recording.stop()
-
-    def stop(self) -> None:
-        """Make `generate` end after the step in progress. Safe to call from a signal handler."""
-        self._stopping = True
 
     def results(self) -> list[GenerationResult]:
         """What the last `generate` produced, in request order. A collective call: measures are

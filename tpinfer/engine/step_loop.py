@@ -85,6 +85,10 @@ class StepLoop:
             raise self._executor.explain(error) from error
         return outcomes
 
+    def forget(self) -> None:
+        """The program is being ended: nobody takes what is on its way."""
+        self._in_flight.clear()
+
     def _send_next(self) -> bool:
         with self._spans.part("schedule"):
             scheduled = self._scheduler.schedule(perf_counter_ns())

@@ -74,6 +74,12 @@ class Followers:
                 return RankError(failure.text())
         return error
 
+    def kill(self) -> None:
+        """End the followers at once."""
+        for process in self._processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
     def close(self) -> None:
         """Wait for the followers to end, kill those that do not, and clear up. Twice is fine."""
         if self._closing.is_set():

@@ -6,12 +6,16 @@ that ends inside a UTF-8 sequence decodes to U+FFFD at its end, which is held ba
 on whenever nothing is held, so a token costs a constant amount.
 """
 
+from collections.abc import Sequence
+
 from tpinfer.text.tokenizer import Tokenizer
 
 _DAMAGE = "\ufffd"
 _MOST_OPEN = 3
 """Bytes of a UTF-8 character that lacks one, and as many U+FFFD at most: what may still become a
 character. More of them at the end are damage."""
+_COMPANY = 8
+"""Tokens in front of the first new one that are decoded with it."""
 _MOST_HELD = 64
 """Tokens that the tail holds back, or keeps without text (end tokens), before it lets go."""
 
@@ -29,6 +33,19 @@ class Detokenizer:
         self._tail: list[int] = []
         self._num_shown = 0  # tokens of the tail that only keep the others company
         self._num_given = 0  # characters of the others that were given already
+
+    def follow(self, token_ids: Sequence[int]) -> str:
+        """Continue behind tokens that are there already, whose text is returned. What follows then
+        reads as part of one text: a space between them is kept, a character that they began is
+        completed. Call it first.
+        """
+        shown, first = list(token_ids), max(0, len(token_ids) - _MOST_OPEN)
+        while first and self._text(shown[max(0, first - _COMPANY) : first]).endswith(_DAMAGE):
+            first -= 1
+        self._tail = shown[max(0, first - _COMPANY) : first]
+        self._num_shown = len(self._tail)
+        before = self._text(shown[:first])
+        return before + "".join([self.push(token_id) for token_id in shown[first:]])
 
     def push(self, token_id: int) -> str:
         """The text that is certain now that `token_id` has come; often empty."""

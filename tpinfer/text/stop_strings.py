@@ -74,8 +74,11 @@ class StopMatcher:
         self.matched: str | None = None
         """The stop text that ended the sequence."""
 
-    def push(self, text: str) -> str:
-        """What is certain now that `text` has come; nothing once a stop text was found."""
+    def push(self, text: str, may_end: bool = True) -> str:
+        """What is certain now that `text` has come; nothing once a stop text was found. A stop
+        text that becomes complete while the sequence may not end yet does not count; one that
+        only begins there does.
+        """
         if self.matched is not None:
             return ""
         if not self._state and self._stops.starts.isdisjoint(text):
@@ -84,7 +87,7 @@ class StopMatcher:
         state, step, longest = self._state, self._stops.step, self._stops.longest
         for place, character in enumerate(text, num_before + 1):
             state = step(state, character)
-            if longest[state]:
+            if longest[state] and may_end:
                 return self._end(whole[:place], longest[state])
         self._state = state
         certain = len(whole) - self._stops.depths[state]

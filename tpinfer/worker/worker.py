@@ -175,6 +175,9 @@ class Worker:
                 other.call(acts, inputs)
         if self._stamps is not None:
             self._stamps.forget()
+        # The next step may be on its way and feed what this one should have drawn: any token will
+        # do, but what lies there now may be none.
+        self.rows.keep_tokens(inputs, torch.zeros_like(inputs.drawn))
         return StepResult(
             [], failure=f"{text}: {str(cause).splitlines()[0] if str(cause) else 'no room'}"
         )
