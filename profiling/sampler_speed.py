@@ -59,7 +59,7 @@ def step_of(record: SamplingRecord, batch: int) -> StepInputs:
         for i in range(batch)
     ]
     unused: dict[str, Any] = dict.fromkeys(
-        ("token_ids", "positions", "slots", "cos", "sin", "logit_rows"), EMPTY
+        ("token_ids", "positions", "slots", "cos", "sin", "logit_rows", "drawn"), EMPTY
     )
     return StepInputs(**unused, spans=(), sampling=rows, all_greedy=is_plain_greedy(record))
 
