@@ -242,7 +242,11 @@ def build_natives(gpu: bool) -> None:
     """Compile what makes CPU collectives and attention fast. Nothing depends on it: a failure is
     told and passed over.
     """
-    modules = ["tpinfer.collectives.build_ring", "tpinfer.attention.native_decode"]
+    modules = [
+        "tpinfer.collectives.build_ring",
+        "tpinfer.attention.native_decode",
+        "tpinfer.decoding.native_passes",
+    ]
     if not gpu and deepspeed_can_be_used():
         try:
             say("installing DeepSpeed for its CPU collective")

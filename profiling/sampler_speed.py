@@ -1,6 +1,6 @@
 """Time to draw tokens from the logits of a 152k vocabulary, beside plain torch.
 
-    python profiling/sampler_speed.py [--threads 1] [--json OUT]
+    python profiling/sampler_speed.py [--threads 1] [--plain] [--json OUT]
 
 For each kind of request and for batches of 1 and 32: the median in ms a row of our sampler on one
 rank, and of the usual way with torch on the same logits: softmax and multinomial, with a sort for
@@ -19,7 +19,9 @@ from typing import Any
 
 import torch
 
+from tpinfer.decoding.native_passes import load_native_passes
 from tpinfer.decoding.sampler import bind_sampler
+from tpinfer.decoding.vocab_passes import TorchPasses, VocabPasses
 from tpinfer.layers.step_inputs import Activations, SamplingRow, StepInputs
 from tpinfer.sharding.spec import Range
 from tpinfer.steps.plan import SamplingRecord
@@ -65,7 +67,7 @@ def step_of(record: SamplingRecord, batch: int) -> StepInputs:
 
 
 def ours(
-    logits: torch.Tensor, record: SamplingRecord, ranges: Sequence[Range]
+    logits: torch.Tensor, record: SamplingRecord, ranges: Sequence[Range], passes: VocabPasses
 ) -> Callable[[], Any]:
     """Our sampler on the first of `ranges`, as a call."""
 
@@ -75,7 +77,7 @@ def ours(
     def no_logits(acts: Activations, tokens: torch.Tensor) -> torch.Tensor:
         raise AssertionError("no prompt row asks for logits")
 
-    program = bind_sampler(copies, ranges, 0, no_logits)
+    program = bind_sampler(copies, ranges, 0, no_logits, passes)
     step = step_of(record, logits.shape[0])
     local = logits[:, ranges[0][0] : ranges[0][1]].contiguous()
 
@@ -144,10 +146,14 @@ def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--threads", type=int, default=1, help="torch's threads (1)")
+    parser.add_argument("--plain", action="store_true", help="our sampler without compiled passes")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    native, said = (None, "by --plain") if args.plain else load_native_passes(args.threads)
+    passes = native or TorchPasses()
+    print(f"passes over the logits: {'compiled' if native else 'torch'} ({said})")
     found: dict[str, dict[str, float]] = {}
     print(f"V = {VOCAB_SIZE}, {args.threads} thread(s); ms a row")
     print(f"{'':24}" + "".join(f"{f'ours, {b}':>12}{f'torch, {b}':>12}" for b in BATCHES))
@@ -156,7 +162,7 @@ def main() -> int:
             figures: dict[str, float] = {}
             for batch in BATCHES:
                 logits = made_up_logits(batch)
-                call = ours(logits, record, [(0, VOCAB_SIZE)])
+                call = ours(logits, record, [(0, VOCAB_SIZE)], passes)
                 figures[f"ours_{batch}"] = ms_a_row(call, batch)
                 figures[f"torch_{batch}"] = ms_a_row(plain(logits, record), batch)
             found[name] = figures
@@ -166,7 +172,7 @@ def main() -> int:
             figures = {}
             for batch in BATCHES:
                 logits = made_up_logits(batch)
-                call = ours(logits, KINDS[name], [(0, half), (half, VOCAB_SIZE)])
+                call = ours(logits, KINDS[name], [(0, half), (half, VOCAB_SIZE)], passes)
                 figures[f"ours_{batch}"] = ms_a_row(call, batch)
             label = f"{name}, half"
             found[label] = figures

@@ -10,14 +10,17 @@ from typing import Any
 import torch
 
 from tests.cpu.thread_ranks import ThreadExchange
+from tpinfer.decoding.native_passes import load_native_passes
 from tpinfer.decoding.random_numbers import uniform
 from tpinfer.decoding.sampler import bind_sampler
+from tpinfer.decoding.vocab_passes import TorchPasses
 from tpinfer.layers.step_inputs import Activations, PromptRow, SamplingRow, StepInputs
 from tpinfer.sharding.spec import Range
 from tpinfer.steps.logprobs import TokenLogprobs
 from tpinfer.steps.plan import SamplingRecord
 from tpinfer.steps.sampling_record import is_plain_greedy
 
+NATIVE = load_native_passes(1)[0] or TorchPasses()
 EMPTY = torch.empty(0, dtype=torch.int64)
 
 
@@ -69,7 +72,8 @@ def sample_once(
         is_plain = all(is_plain_greedy(row.record) for row in rows)
         inputs = StepInputs(**step, sampling=rows, all_greedy=is_plain, prompt_rows=prompts)
         try:
-            for op in bind_sampler(all_gather, ranges, rank, any_logits):
+            passes = NATIVE if rank % 2 == 0 else TorchPasses()  # ranks have to agree all the same
+            for op in bind_sampler(all_gather, ranges, rank, any_logits, passes):
                 op.call(acts, inputs)
             found[rank] = Sampled(acts.tokens.tolist(), acts.logprobs, acts.prompt_logprobs)
         except BaseException:

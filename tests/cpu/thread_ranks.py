@@ -15,6 +15,7 @@ from tpinfer.config.dtypes import DType
 from tpinfer.config.huggingface import read_model_spec
 from tpinfer.config.kv_cache import KVLayoutName
 from tpinfer.decoding.sampler import bind_sampler
+from tpinfer.decoding.vocab_passes import TorchPasses
 from tpinfer.layers.matmul import bind_matmuls, plain_matmul
 from tpinfer.layers.rotary import rotary_table
 from tpinfer.layers.step_inputs import Activations, Op
@@ -105,7 +106,7 @@ def build_rank(
             bind_attention=bind_attention,
             bind_reduce=lambda site: all_reduce,
             bind_sampling=lambda any_logits: bind_sampler(
-                all_gather, partition.vocab, rank, any_logits
+                all_gather, partition.vocab, rank, any_logits, TorchPasses()
             ),
             shared_kv=shared,
         )

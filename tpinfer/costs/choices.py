@@ -80,6 +80,13 @@ def attention_choice(is_native: bool, reason: str) -> Choice:
     return Choice("attention", "reference", f"plain torch over the paged cache; {reason}")
 
 
+def sampling_choice(is_native: bool, reason: str) -> Choice:
+    """What reads whole rows of logits; `reason` as for `attention_choice`."""
+    if is_native:
+        return Choice("sampling", "compiled passes over the logits", reason)
+    return Choice("sampling", "reference", f"plain torch, the same tokens; {reason}")
+
+
 def linears_choice(is_packed: bool) -> Choice:
     """How weights lie for matrix products."""
     if is_packed:

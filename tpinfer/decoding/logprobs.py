@@ -15,7 +15,8 @@ from math import log
 import torch
 
 from tpinfer.costs.ops import PROMPT_ROWS_A_PASS
-from tpinfer.decoding.masses import MASS_BITS, Scale, local_sums
+from tpinfer.decoding.mass_draw import Columns
+from tpinfer.decoding.masses import MASS_BITS, Scale
 from tpinfer.decoding.ordered_keys import (
     NAN_KEY,
     NO_KEY,
@@ -26,6 +27,7 @@ from tpinfer.decoding.ordered_keys import (
     top_keys,
 )
 from tpinfer.decoding.search import Gather
+from tpinfer.decoding.vocab_passes import VocabPasses
 from tpinfer.layers.embedding import AnyLogits
 from tpinfer.layers.step_inputs import Activations, PromptRow, StepInputs
 from tpinfer.steps.logprobs import TokenLogprobs
@@ -42,13 +44,13 @@ class RawRows:
     total: torch.Tensor
     """int64 [L]: mass of all ranks."""
 
-    def local_mass(self) -> torch.Tensor:
+    def local_mass(self, passes: VocabPasses) -> torch.Tensor:
         """int64 [L]: this rank's mass, relative to the likeliest key's logit."""
         highest = key_values(self.keys[:, :1])
         ones = torch.ones_like(highest)
         scale = Scale(highest, ones, torch.zeros_like(ones), 0.0)
         rows = range(self.logits.shape[0])
-        return local_sums(self.logits, rows, scale, 0).sum(-1)
+        return passes.local_sums(self.logits, rows, scale, 0).sum(-1)
 
     def owned_keys(self, tokens: torch.Tensor, first: int) -> torch.Tensor:
         """int64 [L]: the keys of tokens whose logits this rank has, NO_KEY elsewhere."""
@@ -85,7 +87,7 @@ def take_raw_rows(logits_RV: torch.Tensor, rows: Sequence[int]) -> RawRows:
 
 
 def prompt_logprobs(
-    acts: Activations, step: StepInputs, any_logits: AnyLogits, first: int, gather: Gather
+    acts: Activations, step: StepInputs, any_logits: AnyLogits, columns: Columns, gather: Gather
 ) -> list[list[TokenLogprobs]]:
     """Log-probabilities of the step's prompt tokens, by prompt row. A collective call.
 
@@ -103,19 +105,19 @@ def prompt_logprobs(
         stop = start + PROMPT_ROWS_A_PASS
         logits = any_logits(acts, tokens[start:stop])
         wanted = counts[start:stop]
-        found += _describe_chunk(logits, targets[start:stop], wanted, first, gather)
+        found += _describe_chunk(logits, targets[start:stop], wanted, columns, gather)
     return _split(found, step.prompt_rows)
 
 
 def _describe_chunk(
-    logits: torch.Tensor, targets: torch.Tensor, counts: list[int], first: int, gather: Gather
+    logits: torch.Tensor, targets: torch.Tensor, counts: list[int], columns: Columns, gather: Gather
 ) -> list[TokenLogprobs]:
-    num_top = max(1, *counts)
+    num_top, first = max(1, *counts), columns.first
     raw = RawRows(logits, targets, targets)
     mine = top_keys(logits, first, num_top)
     everyone = gather(torch.cat((mine, raw.owned_keys(targets, first).unsqueeze(1)), 1))
     raw.keys = merge_keys(everyone[:, :, :num_top])
-    raw.total = gather(raw.local_mass()).sum(0)
+    raw.total = gather(raw.local_mass(columns.passes)).sum(0)
     is_damaged = raw.keys[:, 0] == NAN_KEY
     token_keys = everyone[:, :, num_top].amax(0).masked_fill_(is_damaged, NAN_KEY)
     reported = raw.describe(token_keys, counts)

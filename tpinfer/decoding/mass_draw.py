@@ -11,8 +11,9 @@ import torch
 
 from tpinfer.decoding.batch import Batch
 from tpinfer.decoding.candidates import draw_among, top_p_mass
-from tpinfer.decoding.masses import Scale, draw_place, local_sums, masses, token_at
+from tpinfer.decoding.masses import Scale, draw_place
 from tpinfer.decoding.search import Cut, Gather, find_cuts
+from tpinfer.decoding.vocab_passes import VocabPasses
 from tpinfer.layers.step_inputs import NO_TOKEN
 from tpinfer.steps.sampling_record import NUCLEUS_CANDIDATES
 
@@ -25,6 +26,8 @@ class Columns:
     vocab_size: int
     """Of all ranks."""
     rank: int
+    passes: VocabPasses
+    """What reads whole rows of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,7 @@ class MassDraw:
         before = self.by_rank.cumsum(0)[columns.rank] - self.by_rank[columns.rank]
         place = draw_place(self.by_rank.sum(0).clamp(min=1), numbers) - before
         is_here = (place >= 0) & (place < self.by_rank[columns.rank])
-        found = token_at(
+        found = columns.passes.tokens_at(
             logits_RV, self.rows, self.scale, self.sums, place.clamp(min=0), columns.first
         )
         return found.masked_fill_(~is_here, NO_TOKEN)
@@ -135,7 +138,7 @@ def _cut_by_count(
     parts = [(logits_RV[row], ones) for row in draw.rows]
     cut = find_cuts(parts, wanted, columns.first, columns.rank, gather)
     scale = _with_cut(draw.scale, cut)
-    sums = local_sums(logits_RV, draw.rows, scale, columns.first)
+    sums = columns.passes.local_sums(logits_RV, draw.rows, scale, columns.first)
     return MassDraw(draw.rows, scale, sums, gather(sums.sum(-1)))
 
 
@@ -146,16 +149,11 @@ def _cut_by_mass(
     top_p = batch.column(draw.rows, "top_p", torch.float64)
     wanted = top_p_mass(draw.by_rank.sum(0).unsqueeze(1), top_p).squeeze(1)
     first = columns.first
-    ids = None
-    if draw.scale.cut_value is not None:
-        ids = torch.arange(first, first + logits_RV.shape[1], device=logits_RV.device)
-    parts = [
-        (logits_RV[row], masses(logits_RV[row : row + 1], draw.scale.rows(slice(i, i + 1)), ids)[0])
-        for i, row in enumerate(draw.rows)
-    ]
+    weights = columns.passes.row_masses(logits_RV, draw.rows, draw.scale, first)
+    parts = [(logits_RV[row], some) for row, some in zip(draw.rows, weights, strict=True)]
     cut = find_cuts(parts, wanted, first, columns.rank, gather)
     scale = _with_cut(draw.scale, cut)
-    sums = local_sums(logits_RV, draw.rows, scale, first)
+    sums = columns.passes.local_sums(logits_RV, draw.rows, scale, first)
     return MassDraw(draw.rows, scale, sums, cut.kept_by_rank)
 
 

@@ -3,7 +3,8 @@ rounded down: sums of such masses are exact, so neither the order of summation n
 vocabulary nor the number of ranks changes a bit of them, or of the token that is drawn.
 
 A token 29 nats below the likeliest has no mass. 2**20 tokens of full mass still fit an int64.
-`exp` is an elementwise function of contiguous float32: the same number wherever it is taken.
+The exponential is spelled out in float32 products and sums, each rounded by itself, so that every
+processor finds the same bits, as does vocab_passes.c, whose order of operations is this file's.
 
 Letters: R rows, V local vocabulary, N chunks of V, P ranks, C candidates.
 """
@@ -12,11 +13,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 MASS_BITS = 42
 CHUNK = 128
 """Masses summed in the first of the two levels."""
+_LEAST_EXPONENT = -30.0
+"""Weighs nothing."""
+_LOG2_E = 1.44269504
+_LN2 = 0.693359375, -2.12194440e-4
+"""ln 2 in two parts; the first has so few bits that its product with a whole number is exact."""
+_SERIES = (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+"""Of exp on [-ln 2 / 2, ln 2 / 2], behind the first one, 1.9875691500e-4 (Cephes expf; relative
+error below 2e-7)."""
 LARGEST_FACTOR = 3e38
 """Stands for 1 / temperature where that is no float32."""
 
@@ -60,17 +68,30 @@ def factor_of(temperature: float) -> float:
 
 def masses(logits: torch.Tensor, scale: Scale, ids: torch.Tensor | None = None) -> torch.Tensor:
     """int64 masses of float32 [R, n]; `ids` are the tokens' ids, [n] or [R, n], for a cut."""
-    shares = torch.sub(logits, scale.highest).mul_(scale.factor).exp_()
-    if scale.equal_min_p is None:
-        shares.mul_(shares >= scale.min_p)
-    elif scale.equal_min_p > 0:
-        shares = F.threshold(shares, _below(scale.equal_min_p), 0.0)
+    found = _whole_masses(torch.sub(logits, scale.highest).mul_(scale.factor))
+    if scale.equal_min_p != 0:
+        found.mul_(found >= scale.min_p * float(1 << MASS_BITS))
+    found.floor_()
     if scale.cut_value is not None:
         kept = logits > scale.cut_value
         if ids is not None and scale.cut_id is not None:
             kept |= (logits == scale.cut_value) & (ids <= scale.cut_id)
-        shares.mul_(kept)
-    return shares.mul_(float(1 << MASS_BITS)).long()
+        found.mul_(kept)
+    return found.long()
+
+
+def _whole_masses(x: torch.Tensor) -> torch.Tensor:
+    """float32 2**42 * exp(x), not rounded down yet. What is no number weighs nothing."""
+    x = torch.where(x > _LEAST_EXPONENT, x, _LEAST_EXPONENT)
+    n = torch.mul(x, _LOG2_E).round_()
+    high, low = _LN2
+    r = x.sub_(n * high).sub_(n * low)
+    p = torch.full_like(r, 1.9875691500e-4)
+    for coefficient in _SERIES:
+        p.mul_(r).add_(coefficient)
+    p.mul_(r).mul_(r).add_(r).add_(1.0)
+    powers = (n.int() + (MASS_BITS + 127)) << 23
+    return p.mul_(powers.view(torch.float32))
 
 
 def chunk_sums(masses_RV: torch.Tensor) -> torch.Tensor:
@@ -101,6 +122,8 @@ def local_sums(
 
 def pick_rows(logits_RV: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
     """Rows of a tensor, by rising numbers; a view where they lie side by side."""
+    if not rows:
+        return logits_RV[:0]
     if rows[-1] - rows[0] == len(rows) - 1:
         return logits_RV[rows[0] : rows[-1] + 1]
     return logits_RV[torch.tensor(rows, device=logits_RV.device)]
@@ -133,9 +156,3 @@ def token_at(
     found = masses(logits_RV[places_n, columns], scale, columns + first).mul_(inside)
     place = torch.searchsorted(found.cumsum(-1), places, right=True).clamp_(max=CHUNK - 1)
     return columns.gather(1, place).squeeze(1) + first
-
-
-def _below(value: float) -> float:
-    """The largest float32 below a float32."""
-    exact = torch.tensor(value, dtype=torch.float32)
-    return float(torch.nextafter(exact, exact.new_tensor(-1.0)))

@@ -13,7 +13,6 @@ Letters: R logit rows, L rows with log-probabilities, V local vocabulary, P rank
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import inf
 
 import torch
 
@@ -22,8 +21,9 @@ from tpinfer.decoding.candidates import draw_among, usable
 from tpinfer.decoding.logit_edits import edit_logits
 from tpinfer.decoding.logprobs import RawRows, prompt_logprobs, take_raw_rows
 from tpinfer.decoding.mass_draw import Columns, MassDraw, candidates_by_row, settle_filters
-from tpinfer.decoding.masses import local_sums, pick_rows
-from tpinfer.decoding.ordered_keys import best_keys, key_ids, key_values, merge_keys, top_keys
+from tpinfer.decoding.masses import pick_rows
+from tpinfer.decoding.ordered_keys import key_ids, key_values, merge_keys, top_keys
+from tpinfer.decoding.vocab_passes import VocabPasses
 from tpinfer.layers.embedding import AnyLogits
 from tpinfer.layers.step_inputs import NO_TOKEN, Activations, Op, OpCall, StepInputs
 from tpinfer.sharding.spec import Range
@@ -54,10 +54,12 @@ class Draws:
 class Sampler:
     """The ops behind the head on one rank, each on (acts, step)."""
 
-    def __init__(self, all_gather: AllGather, ranges: Sequence[Range], rank: int) -> None:
+    def __init__(
+        self, all_gather: AllGather, ranges: Sequence[Range], rank: int, passes: VocabPasses
+    ) -> None:
         self._all_gather = all_gather
         self._size = len(ranges)
-        self.columns = Columns(ranges[rank][0], ranges[-1][1], rank)
+        self.columns = Columns(ranges[rank][0], ranges[-1][1], rank, passes)
 
     def gather(self, mine: torch.Tensor) -> torch.Tensor:
         """Every rank's tensor, [P, *mine.shape]; nothing is sent where it is empty."""
@@ -80,7 +82,7 @@ class Sampler:
         acts.logprobs = []
         acts.sampling = draws = Draws(logits, logits)
         if step.all_greedy:
-            draws.payload = best_keys(logits, first)
+            draws.payload = self.columns.passes.best_keys(logits, range(logits.shape[0]), first)
             return
         draws.batch = batch = sort_rows(step.sampling, logits.device)
         pieces = []
@@ -90,7 +92,11 @@ class Sampler:
         for i in batch.edited:
             edit_logits(logits[i], step.sampling[i], first)
         for count, rows in batch.tiers.items():
-            pieces.append(top_keys(pick_rows(logits, rows), first, count).flatten())
+            if count == 1:
+                found = self.columns.passes.best_keys(logits, rows, first)
+            else:
+                found = top_keys(pick_rows(logits, rows), first, count)
+            pieces.append(found.flatten())
         draws.payload = torch.cat(pieces)
 
     def sum_masses(self, acts: Activations, step: StepInputs) -> None:
@@ -99,7 +105,7 @@ class Sampler:
         batch = draws.batch
         if batch is None:
             top = draws.gathered[:, :, 0].amax(0)
-            acts.tokens = key_ids(top).masked_fill_(~usable(top, sampled=False), NO_TOKEN)
+            acts.tokens = likeliest(top)
             draws.payload = top[:0]
             return
         _merge(draws, batch)
@@ -110,11 +116,13 @@ class Sampler:
         if batch.by_mass:
             highest = key_values(pick_rows(draws.top.unsqueeze(1), batch.by_mass)).squeeze(1)
             scale = batch.scale(batch.by_mass, highest)
-            sums = local_sums(acts.logits, batch.by_mass, scale, self.columns.first)
+            sums = self.columns.passes.local_sums(
+                acts.logits, batch.by_mass, scale, self.columns.first
+            )
             pieces.append(sums.sum(-1))
             draws.by_mass = [MassDraw(batch.by_mass, scale, sums, sums)]
         if draws.raw is not None:
-            pieces.append(draws.raw.local_mass())
+            pieces.append(draws.raw.local_mass(self.columns.passes))
         draws.payload = torch.cat(pieces)
 
     def settle(self, acts: Activations, step: StepInputs) -> None:
@@ -178,11 +186,10 @@ class Sampler:
                 acts.logprobs[i] = one
 
 
-def likeliest(logits_RV: torch.Tensor) -> torch.Tensor:
-    """int64 [R]: the token of each row's largest logit, the lowest of equal ones; NO_TOKEN where a
-    logit is NaN or all are -inf."""
-    top, tokens = logits_RV.max(-1)  # the first of equal ones; NaN counts as the largest
-    return tokens.masked_fill_(top.gt(-inf).logical_not_(), NO_TOKEN)
+def likeliest(top_keys_R: torch.Tensor) -> torch.Tensor:
+    """int64 [R]: the tokens of each row's largest key; NO_TOKEN where a logit is NaN or all are
+    -inf."""
+    return key_ids(top_keys_R).masked_fill_(~usable(top_keys_R, sampled=False), NO_TOKEN)
 
 
 def _merge(draws: Draws, batch: Batch) -> None:
@@ -224,16 +231,22 @@ def _places(rows: Sequence[int], like: torch.Tensor) -> torch.Tensor:
 
 
 def bind_sampler(
-    all_gather: AllGather, ranges: Sequence[Range], rank: int, any_logits: AnyLogits
+    all_gather: AllGather,
+    ranges: Sequence[Range],
+    rank: int,
+    any_logits: AnyLogits,
+    passes: VocabPasses,
 ) -> list[Op]:
     """The ops behind the head. On one rank `sample` does all of it; on more, the gathers between
     its parts are ops of their own, which send nothing where nothing is needed."""
-    sampler = Sampler(all_gather, ranges, rank)
+    sampler = Sampler(all_gather, ranges, rank, passes)
 
     def whole(acts: Activations, step: StepInputs) -> None:
         if step.all_greedy:
             acts.logprobs = []
-            acts.tokens = likeliest(acts.logits)
+            every = range(acts.logits.shape[0])
+            top = passes.best_keys(acts.logits, every, sampler.columns.first)
+            acts.tokens = likeliest(top[:, 0])
             return
         for part in (sampler.find_candidates, sampler.gather_payload, sampler.sum_masses,
                      sampler.gather_payload, sampler.settle, sampler.draw,
@@ -244,7 +257,7 @@ def bind_sampler(
         acts.prompt_logprobs = []
         if step.prompt_rows:
             acts.prompt_logprobs = prompt_logprobs(
-                acts, step, any_logits, sampler.columns.first, sampler.gather
+                acts, step, any_logits, sampler.columns, sampler.gather
             )
 
     calls: list[tuple[str, OpCall]] = [("sample", whole)]

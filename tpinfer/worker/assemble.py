@@ -26,11 +26,14 @@ from tpinfer.costs.choices import (
     choose_execution,
     kv_layout_choice,
     linears_choice,
+    sampling_choice,
 )
 from tpinfer.costs.decoder_ops import SHARED_KV_OPS
 from tpinfer.costs.kv_capacity import MemoryPlan
 from tpinfer.costs.ledger import CostLedger
+from tpinfer.decoding.native_passes import load_native_passes
 from tpinfer.decoding.sampler import bind_sampler
+from tpinfer.decoding.vocab_passes import TorchPasses, VocabPasses
 from tpinfer.launching.seat import Seat
 from tpinfer.layers.matmul import bind_matmuls, can_pack, packed_matmul, plain_matmul
 from tpinfer.layers.rotary import rotary_table
@@ -157,6 +160,7 @@ def _load_and_size(
     progress(f"{memory.room(limits.max_model_len)}.")
     cache = open_cache(spec, partition, seat.rank, memory, choices.kv_dtype, device)
     attention, choices = _attention(choices)
+    passes, choices = _vocab_passes(choices)
     largest_bytes = (
         config.max_num_batched_tokens * spec.hidden_size * choices.compute_dtype.num_bytes
     )
@@ -171,7 +175,7 @@ def _load_and_size(
             bind_attention=attention.bind_attention,
             bind_reduce=lambda site: group.bind_all_reduce(largest_bytes, choices.compute_dtype),
             bind_sampling=lambda any_logits: bind_sampler(
-                group.all_gather, partition.vocab, seat.rank, any_logits
+                group.all_gather, partition.vocab, seat.rank, any_logits, passes
             ),
             shared_kv=SharedKV(
                 attention.bind_partial_attention, kv_group.all_gather, kv_group.all_to_all
@@ -232,6 +236,15 @@ def _attention(choices: ExecutionChoices) -> tuple[AttentionBackend, ExecutionCh
         native, said = load_native_attention(choices.num_threads, dtypes)
     choice = attention_choice(native is not None, said)
     return native or ReferenceAttention(), choices.with_choice(choice)
+
+
+def _vocab_passes(choices: ExecutionChoices) -> tuple[VocabPasses, ExecutionChoices]:
+    """What reads the logits, with the reason on record."""
+    native, said = None, "on a GPU"
+    if choices.device_type == "cpu":
+        native, said = load_native_passes(choices.num_threads)
+    choice = sampling_choice(native is not None, said)
+    return native or TorchPasses(), choices.with_choice(choice)
 
 
 def _collective_sites(ledger: CostLedger, group: Group, kv_group: Group) -> dict[str, Group]:
