@@ -6,9 +6,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from tpinfer.attention.interface import AttentionBackend
-from tpinfer.attention.native_decode import load_native_attention
-from tpinfer.attention.reference import ReferenceAttention
 from tpinfer.checkpoint.loader import load_parameters, random_parameters
 from tpinfer.checkpoint.reader import CheckpointReader
 from tpinfer.collectives.group import Group
@@ -22,20 +19,14 @@ from tpinfer.config.topology_reader import load_topology
 from tpinfer.costs.choices import (
     Choice,
     ExecutionChoices,
-    attention_choice,
     choose_execution,
     kv_layout_choice,
-    linears_choice,
-    sampling_choice,
 )
 from tpinfer.costs.decoder_ops import SHARED_KV_OPS
 from tpinfer.costs.kv_capacity import MemoryPlan
 from tpinfer.costs.ledger import CostLedger
-from tpinfer.decoding.native_passes import load_native_passes
 from tpinfer.decoding.sampler import bind_sampler
-from tpinfer.decoding.vocab_passes import TorchPasses, VocabPasses
 from tpinfer.launching.seat import Seat
-from tpinfer.layers.matmul import bind_matmuls, can_pack, packed_matmul, plain_matmul
 from tpinfer.layers.rotary import rotary_table
 from tpinfer.machine.discover import discover_machine
 from tpinfer.models.decoder import DecoderParts, SharedKV, build_decoder
@@ -44,6 +35,7 @@ from tpinfer.scheduling.limits import SchedulerLimits
 from tpinfer.sharding.kv_layout import KVLayout
 from tpinfer.sharding.parameters import ParameterSpec, decoder_parameters
 from tpinfer.sharding.partition import Partition, partition_model
+from tpinfer.worker.kernels import Kernels, choose_kernels
 from tpinfer.worker.kv_cache import RankCache, capacity_choice, open_cache, size_cache
 from tpinfer.worker.rows import RotaryTable, RowLimits, RowStore
 from tpinfer.worker.worker import Worker, WorkerParts
@@ -149,9 +141,7 @@ def _load_and_size(
     device = torch.device(seat.device)
     ledger = make_ledger(spec, partition, seat.rank, choices)
     parameters = _parameters(config, seat, spec, partition, choices, progress)
-    packs = can_pack(to_torch(choices.compute_dtype), device)
-    choices = choices.with_choice(linears_choice(packs))
-    matmuls = bind_matmuls(parameters, packed_matmul if packs else plain_matmul)
+    kernels, choices = choose_kernels(parameters, choices, device)
     progress("sizing the KV cache")
     memory_by_rank = size_cache(config, seat, ledger, group, device)
     memory = memory_by_rank[seat.rank]
@@ -159,29 +149,21 @@ def _load_and_size(
     choices = choices.with_choice(capacity_choice(memory, limits.max_model_len))
     progress(f"{memory.room(limits.max_model_len)}.")
     cache = open_cache(spec, partition, seat.rank, memory, choices.kv_dtype, device)
-    attention, choices = _attention(choices)
-    passes, choices = _vocab_passes(choices)
-    largest_bytes = (
-        config.max_num_batched_tokens * spec.hidden_size * choices.compute_dtype.num_bytes
-    )
+    largest = config.max_num_batched_tokens * spec.hidden_size * choices.compute_dtype.num_bytes
     program = build_decoder(
         DecoderParts(
             spec=spec,
             partition=partition,
             rank=seat.rank,
             parameters=parameters,
-            matmuls=matmuls,
+            matmuls=kernels.matmuls,
             kv=cache.kv,
-            bind_attention=attention.bind_attention,
-            bind_reduce=lambda site: group.bind_all_reduce(largest_bytes, choices.compute_dtype),
+            bind_attention=kernels.attention.bind_attention,
+            bind_reduce=lambda site: group.bind_all_reduce(largest, choices.compute_dtype),
             bind_sampling=lambda any_logits: bind_sampler(
-                group.all_gather, partition.vocab, seat.rank, any_logits, passes
+                group.all_gather, partition.vocab, seat.rank, any_logits, kernels.passes
             ),
-            shared_kv=SharedKV(
-                attention.bind_partial_attention, kv_group.all_gather, kv_group.all_to_all
-            )
-            if partition.kv_group_size > 1
-            else None,
+            shared_kv=_shared_kv(partition, kernels, kv_group),
         )
     )
     rows = _row_store(spec, choices, limits, cache.kv.layout, device)
@@ -227,24 +209,12 @@ def _row_store(
     return RowStore(held, rotary, device)
 
 
-def _attention(choices: ExecutionChoices) -> tuple[AttentionBackend, ExecutionChoices]:
-    """The backend, with the reason on record."""
-    if choices.device_type != "cpu":
-        native, said = None, "on a GPU"
-    else:
-        dtypes = to_torch(choices.compute_dtype), to_torch(choices.kv_dtype)
-        native, said = load_native_attention(choices.num_threads, dtypes)
-    choice = attention_choice(native is not None, said)
-    return native or ReferenceAttention(), choices.with_choice(choice)
-
-
-def _vocab_passes(choices: ExecutionChoices) -> tuple[VocabPasses, ExecutionChoices]:
-    """What reads the logits, with the reason on record."""
-    native, said = None, "on a GPU"
-    if choices.device_type == "cpu":
-        native, said = load_native_passes(choices.num_threads)
-    choice = sampling_choice(native is not None, said)
-    return native or TorchPasses(), choices.with_choice(choice)
+def _shared_kv(partition: Partition, kernels: Kernels, kv_group: Group) -> SharedKV | None:
+    """What ranks that share a KV head do, where some do."""
+    if partition.kv_group_size == 1:
+        return None
+    attend = kernels.attention.bind_partial_attention
+    return SharedKV(attend, kv_group.all_gather, kv_group.all_to_all)
 
 
 def _collective_sites(ledger: CostLedger, group: Group, kv_group: Group) -> dict[str, Group]:

@@ -1,0 +1,51 @@
+"""What computes a rank's ops: compiled for this processor where that is possible, torch else."""
+
+from dataclasses import dataclass
+
+import torch
+
+from tpinfer.attention.interface import AttentionBackend
+from tpinfer.attention.native_decode import load_native_attention
+from tpinfer.attention.reference import ReferenceAttention
+from tpinfer.costs.choices import (
+    ExecutionChoices,
+    attention_choice,
+    linears_choice,
+    sampling_choice,
+)
+from tpinfer.decoding.native_passes import load_native_passes
+from tpinfer.decoding.vocab_passes import TorchPasses, VocabPasses
+from tpinfer.layers.matmul import MatMul, bind_matmuls, can_pack, packed_matmul, plain_matmul
+from tpinfer.numerics.torch_dtypes import to_torch
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """The kernels of one rank."""
+
+    matmuls: dict[str, MatMul]
+    """By op."""
+    attention: AttentionBackend
+    passes: VocabPasses
+
+
+def choose_kernels(
+    parameters: dict[str, torch.Tensor], choices: ExecutionChoices, device: torch.device
+) -> tuple[Kernels, ExecutionChoices]:
+    """The kernels, and the choices with each one's reason on record. Takes the linears' weights out
+    of `parameters`."""
+    packs = can_pack(to_torch(choices.compute_dtype), device)
+    matmuls = bind_matmuls(parameters, packed_matmul if packs else plain_matmul)
+    attention, why_attention, passes, why_passes = None, "on a GPU", None, "on a GPU"
+    if device.type == "cpu":
+        dtypes = to_torch(choices.compute_dtype), to_torch(choices.kv_dtype)
+        attention, why_attention = load_native_attention(choices.num_threads, dtypes)
+        passes, why_passes = load_native_passes(choices.num_threads)
+    for choice in (
+        linears_choice(packs),
+        attention_choice(attention is not None, why_attention),
+        sampling_choice(passes is not None, why_passes),
+    ):
+        choices = choices.with_choice(choice)
+    kernels = Kernels(matmuls, attention or ReferenceAttention(), passes or TorchPasses())
+    return kernels, choices
