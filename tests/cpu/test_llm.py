@@ -2,13 +2,19 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.cpu.tpinfer_command import user_environment
 from tpinfer import LLM, SamplingParams
+from tpinfer.config.dtypes import DType
 from tpinfer.config.errors import ConfigError
+from tpinfer.config.huggingface import read_model_spec
+from tpinfer.costs.ledger import CostLedger
+from tpinfer.embedded.locate import embedded_model
+from tpinfer.sharding.partition import partition_model
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
 SCRIPT = """
@@ -59,6 +65,21 @@ def test_wrong_input_is_refused_and_the_engine_goes_on(
 def llm():
     with LLM("story", dtype="float32") as opened:
         yield opened
+
+
+def test_a_request_may_take_the_whole_cache_and_one_token_more() -> None:
+    """The last token is never fed back, so it needs no place in a block; its row must have one."""
+    spec = read_model_spec(embedded_model())
+    ledger = CostLedger(spec, partition_model(spec, 1), 0, DType.FLOAT32, DType.FLOAT32)
+    prompt, params = list(range(5, 30)), SamplingParams(temperature=0.0, max_tokens=8, seed=0)
+    room = 2 * 16 * ledger.kv_bytes_per_token
+    assert len(prompt) + params.max_tokens == 2 * 16 + 1
+    for max_num_seqs in (1, 3):
+        with LLM("story", dtype="float32", kv_bytes=room, max_num_seqs=max_num_seqs) as llm:
+            results = llm.generate([prompt] * 3, replace(params, ignore_eos=True))
+            assert [len(result.token_ids) for result in results] == [8] * 3
+            with pytest.raises(ConfigError, match="3 KV blocks of 16 tokens, but the cache has 2"):
+                llm.generate([[*prompt, 3]], params)
 
 
 def test_wrong_settings_name_themselves() -> None:

@@ -193,8 +193,8 @@ def _row_store(
     device: torch.device,
 ) -> RowStore:
     num_positions = limits.max_model_len
-    if limits.window is None:  # no sequence outgrows the cache
-        num_positions = min(num_positions, limits.num_blocks * limits.block_size)
+    if limits.window is None:  # no sequence outgrows the cache but by its last token
+        num_positions = min(num_positions, limits.num_blocks * limits.block_size + 1)
     rotary = RotaryTable(
         *rotary_table(spec, num_positions, to_torch(choices.compute_dtype), device)
     )
