@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tpprof.cli.main import main as analyze
 
 from tpinfer.costs.ops import TERMS
 
@@ -106,6 +107,46 @@ def test_nothing_of_the_environment_is_written(recorded: Path) -> None:
     for path in recorded.iterdir():
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         assert SECRET.encode() not in content, path.name
+
+
+@pytest.mark.parametrize(("depth", "skipped"), [(2, 4), (3, 0)])
+def test_steps_that_overlap_are_recorded_whole_on_every_rank(
+    tmp_path: Path, depth: int, skipped: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rank 0 runs them on a thread of its own then; a step belongs to one range on each rank, ops
+    to the step that ran them, and the report adds up."""
+    more = "--steps-in-flight", str(depth), "--profile-skip", str(skipped)
+    done = record(tmp_path, *more, "--profile-steps", str(NUM_STEPS))
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "rank0.manifest.json").read_text())["manifest"]
+    ids = [op["id"] for op in manifest["ops"]]
+    names = []
+    for rank in (0, 1):
+        events = ranges(tmp_path, rank)
+        steps, ops = named(events, "tpinfer.step"), named(events, "tpinfer.op")
+        names.append([step["name"] for step in steps])
+        assert len({step["tid"] for step in steps}) == 1
+        for step in steps:
+            end = step["ts"] + step["dur"] + 0.01
+            inside = [op for op in ops if step["ts"] <= op["ts"] and op["ts"] + op["dur"] <= end]
+            assert [op["name"].split()[1] for op in inside] == ids, step["name"]
+        assert len(ops) == len(ids) * NUM_STEPS
+        if rank == 0:
+            parts = {event["name"].split()[1] for event in named(events, "tpinfer.host")}
+            assert {"schedule", "ipc", "prepare", "detokenize"} <= parts
+    assert names[0] == names[1]
+    wanted = [f"id={i}" for i in range(skipped, skipped + NUM_STEPS)]
+    assert [name.split()[1] for name in names[0]] == wanted
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert len(run["profiled_step_ns"]) == NUM_STEPS - (skipped == 0), "the first is a prompt"
+    report = tmp_path / "report.json"
+    assert analyze(["analyze", str(tmp_path), "--window", "steps", "--json", str(report)]) == 0
+    assert "different numbers of steps" not in capsys.readouterr().out
+    windows = json.loads(report.read_text())["windows"]
+    assert len(windows) == NUM_STEPS
+    for window in windows:
+        for rank in window["ranks"]:
+            assert sum(rank["leaves"].values()) == rank["wall_ns"] > 0
 
 
 def test_time_to_first_token_can_be_recorded(tmp_path: Path) -> None:

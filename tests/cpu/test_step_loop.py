@@ -2,15 +2,18 @@
 of the plain loop, and nothing is left over."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
+from tpinfer.config.engine import RecordingRequest
 from tpinfer.engine.executor import Done, Executor
-from tpinfer.engine.step_loop import StepLoop
+from tpinfer.engine.recording import Recording
+from tpinfer.engine.step_loop import MayPlan, StepLoop
 from tpinfer.scheduling.limits import SchedulerLimits
 from tpinfer.scheduling.request import Sequence as Running
 from tpinfer.scheduling.scheduler import Scheduler
-from tpinfer.steps.plan import SequenceRecord, StepPlan
+from tpinfer.steps.plan import Command, SequenceRecord, StepPlan
 from tpinfer.worker.host_spans import HostSpans
 from tpinfer.worker.worker import StepResult
 
@@ -67,7 +70,9 @@ class FakeWorker:
     spans = HostSpans()
 
 
-def run(depth: int, num_blocks: int) -> tuple[list[list[int]], FakeDevice]:
+def run(
+    depth: int, num_blocks: int, may_plan: MayPlan | None = None
+) -> tuple[list[list[int]], FakeDevice]:
     """Tokens of twelve requests, and the device that drew them."""
     limits = SchedulerLimits(
         block_size=4, num_blocks=num_blocks, max_num_seqs=5, max_num_batched_tokens=16,
@@ -86,9 +91,9 @@ def run(depth: int, num_blocks: int) -> tuple[list[list[int]], FakeDevice]:
     for sequence in sequences:
         scheduler.add(sequence)
     while loop.has_work:
-        assert loop.step() is not None, "work that never moves"
+        assert loop.step(may_plan) is not None, "work that never moves"
     scheduler.check_idle()
-    assert device.num_submitted == device.num_run
+    assert device.num_submitted == device.num_run == loop.num_sent
     return [sequence.token_ids for sequence in sequences], device
 
 
@@ -101,3 +106,36 @@ def test_the_loop_plans_ahead_and_draws_the_same_tokens(depth: int, num_blocks: 
     assert tokens == plain
     assert max(device.ahead) == depth, "no plan was made while others were under way"
     assert any(sequence[-1] == STOP for sequence in plain), "nobody met the stop token"
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_a_recording_turns_on_and_off_with_nothing_on_its_way_at_its_very_steps(
+    depth: int, tmp_path: Path
+) -> None:
+    """In a cache so small that plans are asked for more often than steps are handed over."""
+    asked: list[tuple[int, int]] = []
+    seen: list[tuple[str, int, int]] = []
+
+    class Told:
+        def command(self, command: Command) -> None:
+            seen.append((command.name, *asked[-1]))
+
+    class Captured:
+        def start(self) -> None:
+            assert seen[-1][0] == "profile_start"
+
+        def stop(self) -> None:
+            assert seen[-1][0] == "profile_stop"
+
+    request = RecordingRequest(tmp_path, num_steps=5, num_skipped=3)
+    recording = Recording(request, Captured(), Told())  # pyright: ignore[reportArgumentType]
+    recording.before_run(0)
+
+    def may_plan(num_sent: int, num_in_flight: int) -> bool:
+        asked.append((num_sent, num_in_flight))
+        return recording.may_plan(num_sent, num_in_flight)
+
+    tokens, device = run(depth, 14, may_plan)
+    assert seen == [("profile_start", 3, 0), ("profile_stop", 8, 0)]
+    assert max(device.ahead) == depth
+    assert tokens == run(1, 14)[0]

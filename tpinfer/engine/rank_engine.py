@@ -60,7 +60,7 @@ class Engine:
         costs = self._metrics.step_costs(self._executor) if assembly.seat.rank == 0 else None
         self._scheduler = Scheduler(assembly.limits, costs)
         self._loop = StepLoop(self._scheduler, self._executor, self._worker.spans, depth)
-        self._capture = Capture(assembly.worker)
+        self._capture = Capture(self._worker, all_threads=isinstance(device, ThreadDevice))
         self._recording: Recording | None = None
         self._live: dict[int, LiveOutput] = {}  # by sequence id
         self._finished: list[LiveRequest] = []
@@ -118,8 +118,8 @@ class Engine:
 
     def step(self) -> list[TokenEvent]:
         """Run one step and say what it brought."""
-        before = self._recording.before_step if self._recording is not None else None
-        outcome = self._loop.step(before)
+        may_plan = self._recording.may_plan if self._recording is not None else None
+        outcome = self._loop.step(may_plan)
         return [] if outcome is None else self._events(outcome)
 
     def generate(
@@ -135,7 +135,7 @@ class Engine:
         """
         self._metrics.forget()
         if self._recording is not None:
-            self._recording.before_run()
+            self._recording.before_run(self._loop.num_sent)
         lives: list[LiveRequest] = []
         self._finished = lives
         try:
@@ -156,7 +156,7 @@ class Engine:
             for outcome in self._loop.drain():
                 self._events(outcome)
             if self._recording is not None:
-                self._recording.stop()
+                self._recording.stop(self._loop.num_sent)
 
     def results(self) -> list[GenerationResult]:
         """What the last `generate` produced, in request order. A collective call: measures are

@@ -51,28 +51,37 @@ class Recording:
         self._request = request
         self._capture = capture
         self._executor = executor
+        self._num_before = 0
         self._num_seen = 0
         self._is_on = False
         self._is_over = False
 
-    def before_run(self) -> None:
-        """Call before requests are accepted."""
-        if not self._request.num_skipped:
-            self._tell("profile_start")
-            self._is_on = True
+    def before_run(self, num_sent: int) -> None:
+        """Call before requests are accepted. num_sent: steps handed over by then."""
+        self._num_before = num_sent
+        if not self._request.num_skipped and not self._is_over:
+            self._start()
 
-    def before_step(self) -> None:
-        """Call before each step is planned; starts and stops the recording."""
+    def may_plan(self, num_sent: int, num_in_flight: int) -> bool:
+        """Ask before each step is planned. Starts and stops the recording where it is time, which
+        is with nothing on its way: until then no step may be planned."""
         first, last = self._request.num_skipped, self._request.num_skipped + self._request.num_steps
-        if self._num_seen == first and not self._is_on and not self._is_over:
-            self._tell("profile_start")
-            self._is_on = True
-        elif self._num_seen >= last:
-            self.stop()
-        self._num_seen += 1
+        num_seen = num_sent - self._num_before
+        starts = num_seen == first and not self._is_on and not self._is_over
+        stops = num_seen >= last and self._is_on
+        if not starts and not stops:
+            return True
+        if num_in_flight:
+            return False
+        if starts:
+            self._start()
+        else:
+            self.stop(num_sent)
+        return True
 
-    def stop(self) -> None:
+    def stop(self, num_sent: int) -> None:
         """End it, if it is on."""
+        self._num_seen = num_sent - self._num_before
         if self._is_on:
             self._tell("profile_stop")
             self._is_on, self._is_over = False, True
@@ -102,6 +111,10 @@ class Recording:
         dilation, warnings = dilation_of(facts.records, window)
         _write_json(directory / "run.json", _run_json(assembly, facts, dilation))
         return warnings
+
+    def _start(self) -> None:
+        self._tell("profile_start")
+        self._is_on = True
 
     def _tell(self, name: str, text: str = "") -> None:
         command = Command(name, text)

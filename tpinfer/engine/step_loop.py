@@ -19,6 +19,9 @@ from tpinfer.steps.logprobs import TokenLogprobs
 from tpinfer.worker.host_spans import HostSpans
 from tpinfer.worker.worker import StepResult
 
+MayPlan = Callable[[int, int], bool]
+"""(steps handed over so far, those of them on their way) -> whether the next may be planned now."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepOutcome:
@@ -48,6 +51,8 @@ class StepLoop:
         self._spans = spans
         self._depth = depth
         self._in_flight: deque[tuple[Scheduled, Pending]] = deque()
+        self.num_sent = 0
+        """Steps handed over since the loop was made."""
 
     @property
     def has_work(self) -> bool:
@@ -59,16 +64,16 @@ class StepLoop:
         """Steps handed over whose result was not taken yet."""
         return len(self._in_flight)
 
-    def step(self, before_plan: Callable[[], None] | None = None) -> StepOutcome | None:
+    def step(self, may_plan: MayPlan | None = None) -> StepOutcome | None:
         """Keep `depth` steps on their way, then take the oldest's result. None where nothing
         runs.
 
-        `before_plan` is called before each plan is made.
+        `may_plan` is asked before each plan is made; with nothing on its way it must agree.
         """
         try:
             while len(self._in_flight) < self._depth:
-                if before_plan is not None:
-                    before_plan()
+                if may_plan is not None and not may_plan(self.num_sent, len(self._in_flight)):
+                    break
                 if not self._send_next():
                     break
             return self._take_oldest() if self._in_flight else None
@@ -98,6 +103,7 @@ class StepLoop:
             self._spans.mark(f"tpinfer.admit request={sequence.index}")
         pending = self._executor.submit(scheduled.records, scheduled.plan)
         self._in_flight.append((scheduled, pending))
+        self.num_sent += 1
         return True
 
     def _take_oldest(self) -> StepOutcome:

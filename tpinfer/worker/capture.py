@@ -21,8 +21,10 @@ from tpinfer.worker.worker import Worker
 class Capture:
     """Recording on one rank."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, all_threads: bool = False) -> None:
+        """all_threads: steps run on another thread than the one that starts the recording."""
         self._worker = worker
+        self._all_threads = all_threads
         self._standing: list[Annotate] = []
         self._profiler: torch.profiler.profile | None = None
         self.recorded_from_ns = 0
@@ -36,11 +38,16 @@ class Capture:
 
     def start(self) -> None:
         """Begin recording; all ranks leave together. A collective call."""
+        from torch._C._profiler import _ExperimentalConfig
+
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self._worker.device.type == "cuda":
             activities.append(torch.profiler.ProfilerActivity.CUDA)
         began_ns = perf_counter_ns()
-        profiler = torch.profiler.profile(activities=activities, record_shapes=True)
+        settings = _ExperimentalConfig(profile_all_threads=self._all_threads)
+        profiler = torch.profiler.profile(
+            activities=activities, record_shapes=True, experimental_config=settings
+        )
         profiler.start()
         group = self._worker.group
         place = {"backend": group.name, "rank": group.rank, "world_size": group.size}
