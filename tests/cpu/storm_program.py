@@ -42,7 +42,8 @@ def requests_of(seed: int, count: int) -> list[Any]:
     return requests
 
 
-def _config(seat: Seat, directory: str, **settings: Any) -> Any:
+def tiny_config(seat: Seat, directory: str, **settings: Any) -> Any:
+    """An engine's configuration in float32, with blocks of 4 tokens."""
     from tpinfer.config.dtypes import DType
     from tpinfer.config.engine import EngineConfig
 
@@ -60,7 +61,7 @@ def alone(seat: Seat, directory: str, seed: int, count: int, **settings: Any) ->
     """Tokens of each request when it has the engine to itself."""
     from tpinfer.engine.rank_engine import open_engine
 
-    config = _config(
+    config = tiny_config(
         seat, directory, prefix_caching=False, max_model_len=MOST_TOKENS, kv_bytes=2**22, **settings
     )
     with closing(open_engine(config, seat)) as engine:
@@ -80,12 +81,12 @@ def together(
     found = []
     for generation, run in enumerate(runs):
         settings = dict(run)
-        block_bytes = _block_bytes(directory, seat.world, settings)
-        config = _config(
+        one_block = block_bytes(directory, seat.world, settings)
+        config = tiny_config(
             seat,
             directory,
-            kv_bytes=settings.pop("num_blocks") * block_bytes,
-            kv_host_bytes=settings.pop("num_host_blocks") * block_bytes,
+            kv_bytes=settings.pop("num_blocks") * one_block,
+            kv_host_bytes=settings.pop("num_host_blocks") * one_block,
             max_model_len=MOST_TOKENS,
             **settings,
         )
@@ -102,7 +103,7 @@ def together(
     return found if seat.rank == 0 else None
 
 
-def _block_bytes(directory: str, tp: int, settings: dict[str, Any]) -> int:
+def block_bytes(directory: str, tp: int, settings: dict[str, Any]) -> int:
     """Cache bytes of a block on a rank that holds it."""
     from tpinfer.config.dtypes import DType
     from tpinfer.config.huggingface import read_model_spec
