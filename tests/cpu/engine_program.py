@@ -68,14 +68,9 @@ def tokens_of(engine: Any, requests: list[Any]) -> list[list[list[int]]]:
 def crowd(seat: Seat, runs: list[list[int]], num_blocks: int) -> dict[str, Any] | None:
     """All requests at once through a cache of few blocks, once for each (depth, host blocks) of
     `runs`; then each alone through a large one."""
-    from tpinfer.config.huggingface import read_model_spec
-    from tpinfer.embedded.locate import embedded_model
     from tpinfer.engine.rank_engine import open_engine
-    from tpinfer.sharding.partition import partition_model
 
-    spec = read_model_spec(embedded_model())
-    most_heads = max(map(partition_model(spec, seat.world).num_kv_heads, range(seat.world)))
-    block_bytes = spec.num_layers * 2 * spec.head_dim * 4 * 16 * most_heads
+    block_bytes = _largest_block_bytes(seat)
     requests = mixed_requests()
     found: dict[str, Any] = {"together": [], "stats": []}
     for generation, (depth, host_blocks) in enumerate(runs):
@@ -176,3 +171,108 @@ def _break_op(worker: Any, at_op: str, at_step: int) -> None:
         return replace(op, call=call)
 
     worker.program = [broken(op) if op.id == at_op else op for op in worker.program]
+
+
+def fails_in_a_crowd(
+    seat: Seat, runs: list[list[int]], at_ops: list[str], num_blocks: int
+) -> list[dict[str, Any]]:
+    """A crowd through a small cache, once for each (depth, rank) of `runs`; that rank finds no
+    memory again and again: in each of `at_ops` once, some steps apart. Who ended by it, and who was
+    in those steps."""
+    from tpinfer.engine.rank_engine import open_engine
+
+    requests = _crowd_with_logprobs()
+    alone: list[list[list[int]]] = []
+    with closing(open_engine(_config(seat, prefix_caching=False), seat)) as engine:
+        if seat.rank:
+            engine.serve()
+        else:
+            alone = [tokens_of(engine, [request])[0] for request in requests]
+    found = []
+    for generation, (depth, failing_rank) in enumerate(runs, 1):
+        config = _config(
+            seat,
+            kv_bytes=num_blocks * _largest_block_bytes(seat),
+            max_num_seqs=6,
+            max_num_batched_tokens=40,
+            steps_in_flight=depth,
+        )
+        with closing(open_engine(config, replace(seat, generation=generation))) as engine:
+            broken: list[str] = []
+            if seat.rank == failing_rank:
+                _break_one_after_the_other(engine._assembly.worker, at_ops, broken)
+            if seat.rank:
+                engine.serve()
+            else:
+                hit = _note_who_fails(engine)
+                tokens_of(engine, requests)
+                engine.scheduler.check_idle()
+            outputs = [output for live in engine._finished for output in live.outputs]
+            told = [
+                {
+                    "reason": output.finish_reason,
+                    "step": hit.get((output.live.index, output.sequence.sampling.index)),
+                    "tokens": list(output.sequence.token_ids),
+                    "alone": alone[output.live.index][output.sequence.sampling.index],
+                    "num_logprobs": len(output.logprobs),
+                    "error": output.error,
+                }
+                for output in outputs
+            ]
+            found.append({"outputs": told, "broken": broken})
+    return found
+
+
+def _note_who_fails(engine: Any) -> dict[tuple[int, int], int]:
+    """(request, continuation) -> the failed step that it was in, unfinished; filled on the way."""
+    scheduler, hit = engine.scheduler, {}
+    fail = scheduler.fail
+
+    def noted(scheduled: Any, reason: str = "error") -> Any:
+        for one in scheduled.sequences:
+            if one.finish_reason is None:
+                hit[one.index, one.sampling.index] = scheduled.plan.step_id
+        return fail(scheduled, reason)
+
+    scheduler.fail = noted
+    return hit
+
+
+def _crowd_with_logprobs() -> list[Any]:
+    """Every fourth of the mixed requests wants log-probabilities of its prompt and output."""
+    requests = mixed_requests(26, seed=11)
+    for number in range(0, len(requests), 4):
+        params = replace(requests[number].params, logprobs=2, prompt_logprobs=1)
+        requests[number] = replace(requests[number], params=params)
+    return requests
+
+
+def _largest_block_bytes(seat: Seat) -> int:
+    from tpinfer.config.huggingface import read_model_spec
+    from tpinfer.embedded.locate import embedded_model
+    from tpinfer.sharding.partition import partition_model
+
+    spec = read_model_spec(embedded_model())
+    most_heads = max(map(partition_model(spec, seat.world).num_kv_heads, range(seat.world)))
+    return spec.num_layers * 2 * spec.head_dim * 4 * 16 * most_heads
+
+
+def _break_one_after_the_other(worker: Any, at_ops: list[str], broken_ops: list[str]) -> None:
+    """Let the ops fail in turn, each in the fourth step after the failure before."""
+    from tpinfer.layers.step_inputs import Activations, Op, StepInputs
+
+    left, num_steps = list(at_ops), 0
+
+    def broken(op: Op, is_first: bool) -> Op:
+        def call(acts: Activations, step: StepInputs) -> None:
+            nonlocal num_steps
+            num_steps += is_first
+            if left and op.id == left[0] and num_steps >= 4:
+                num_steps = 0
+                broken_ops.append(left.pop(0))
+                raise MemoryError("no memory for this op")
+            op.call(acts, step)
+
+        return replace(op, call=call)
+
+    worker.program = [broken(op, place == 0) for place, op in enumerate(worker.program)]

@@ -3,7 +3,7 @@ plain and overlapped."""
 
 import pytest
 
-from tests.cpu.ranks import rank_values
+from tests.cpu.ranks import rank_values, run_ranks
 
 pytestmark = pytest.mark.ranks
 PROGRAM = "tests.cpu.engine_program"
@@ -46,3 +46,38 @@ def test_a_rank_without_memory_ends_one_step_and_nothing_else(
     assert all("memory" in error for error in found["errors"])
     assert found["num_events"] == 2 * 2 + 2, "two tokens each, then one end each"
     assert len(found["again"]) == 6 and found["last"] == "length"
+
+
+OPS = ("embed", "layers.0.attn.qkv", "layers.2.attn.core", "layers.5.mlp.down", "head")
+
+
+def test_a_rank_without_memory_ends_exactly_the_rows_of_its_step(run_name: str) -> None:
+    """In a crowd through a cache that is too small, with one step or two behind it on their way."""
+    runs = [[2, 1], [3, 0]]
+    arguments = {"runs": runs, "at_ops": OPS, "num_blocks": 12}
+    values = rank_values(f"{PROGRAM}:fails_in_a_crowd", 2, run_name, arguments, timeout_s=90)
+    for place, (_, rank) in enumerate(runs):
+        assert values[rank][place]["broken"] == list(OPS)
+        outputs = values[0][place]["outputs"]
+        steps = [one["step"] for one in outputs if one["step"] is not None]
+        assert len(set(steps)) == len(OPS) < len(steps)
+        said = "rank 1: out of memory in " if rank else "out of memory in "
+        for one in outputs:
+            assert one["num_logprobs"] in (0, len(one["tokens"]))
+            if one["step"] is None:
+                assert (one["tokens"], one["error"]) == (one["alone"], None)
+                assert one["reason"] in ("stop", "length")
+            else:
+                assert one["reason"] == "error" and one["error"].startswith(said)
+                assert one["tokens"] == one["alone"][: len(one["tokens"])] != one["alone"]
+
+
+@pytest.mark.parametrize("at_op", ["sample.mass", "sample.draw", "sample"])
+def test_a_rank_without_memory_where_nobody_can_go_on_says_so(run_name: str, at_op: str) -> None:
+    """Behind the first of the sampler's collectives no rank can stand in for what is missing."""
+    arguments = {"failing_rank": 1, "at_op": at_op, "at_step": 3}
+    first, second = run_ranks(f"{PROGRAM}:fails_locally", 2, run_name, arguments, timeout_s=60)
+    assert second.error.splitlines()[-1] == "MemoryError: no memory for this op"
+    assert first.error.splitlines()[-1].endswith(
+        "RankError: rank 1 failed: MemoryError: no memory for this op"
+    )

@@ -157,11 +157,11 @@ class Worker:
     def _sit_out(self, plan: StepPlan, inputs: StepInputs, failure: OpFailure) -> StepResult:
         """This rank has no memory for the step: say so, then take part in what is left of it with
         empty hands. Raises the cause where that cannot be: another kind of error, or one inside a
-        collective or behind the last."""
+        collective, behind the last, or between those of the sampler."""
         cause = failure.__cause__
         assert cause is not None, "a failed op has a cause"
         op, left = self.program[failure.place], self.program[failure.place + 1 :]
-        is_joined = not self._sites or any(other.id in self._sites for other in left)
+        is_joined = not self._sites or _can_join(left, self._sites)
         if not is_out_of_memory(cause) or op.id in self._sites or not is_joined:
             raise cause
         text = f"out of memory in {op.id} of a step of {inputs.token_ids.shape[0]} tokens"
@@ -189,6 +189,19 @@ class Worker:
         )
         self._recorded_from_ns = 0
         return taken
+
+
+def _can_join(left: Sequence[Op], sites: Mapping[str, Group]) -> bool:
+    """Whether the ops left hold collectives, and each can be given empty input."""
+    is_whole = found = False
+    for op in left:
+        if op.id in sites:
+            if op.blank is None and not is_whole:
+                return False
+            found = True
+        elif op.blank is not None:
+            is_whole = True
+    return found
 
 
 def is_out_of_memory(error: BaseException) -> bool:
