@@ -15,7 +15,7 @@ MOST_TOKENS = 60
 """Prompt and output of the longest request: 15 blocks."""
 
 
-def requests_of(seed: int, count: int) -> list[Any]:
+def requests_of(seed: int, count: int, logprobs: int | None = None) -> list[Any]:
     """Prompts with beginnings in common and without; greedy and sampled, 1 to 4 continuations,
     three priorities, log-probabilities of some prompts."""
     from tpinfer.config.sampling import SamplingParams
@@ -37,6 +37,7 @@ def requests_of(seed: int, count: int) -> list[Any]:
             ignore_eos=True,
             n=draw.choice((1, 1, 1, 2, 4)),
             prompt_logprobs=draw.choice((None, None, None, 2)),
+            logprobs=logprobs,
         )
         requests.append(GenerationRequest(prompt, params, priority=draw.randrange(3)))
     return requests
@@ -57,8 +58,10 @@ def tiny_config(seat: Seat, directory: str, **settings: Any) -> Any:
     )
 
 
-def alone(seat: Seat, directory: str, seed: int, count: int, **settings: Any) -> Any:
-    """Tokens of each request when it has the engine to itself."""
+def alone(
+    seat: Seat, directory: str, seed: int, count: int, logprobs: int | None = None, **settings: Any
+) -> Any:
+    """What each request gets when it has the engine to itself."""
     from tpinfer.engine.rank_engine import open_engine
 
     config = tiny_config(
@@ -68,11 +71,31 @@ def alone(seat: Seat, directory: str, seed: int, count: int, **settings: Any) ->
         if seat.rank:
             engine.serve()
             return None
-        return [tokens_of(engine, [request])[0] for request in requests_of(seed, count)]
+        return [told_of(engine, [one])[0] for one in requests_of(seed, count, logprobs)]
+
+
+def told_of(engine: Any, requests: list[Any]) -> list[list[Any]]:
+    """By request and continuation: tokens, or where they were asked for the log-probabilities of
+    tokens with the likeliest ones."""
+    tokens = tokens_of(engine, requests)
+    if requests[0].params.logprobs is None:
+        return tokens
+    return [
+        [
+            [[one.token_id, list(one.top_token_ids), list(one.top_logprobs)] for one in o.logprobs]
+            for o in live.outputs
+        ]
+        for live in engine._finished
+    ]
 
 
 def together(
-    seat: Seat, directory: str, seed: int, count: int, runs: list[dict[str, Any]]
+    seat: Seat,
+    directory: str,
+    seed: int,
+    count: int,
+    runs: list[dict[str, Any]],
+    logprobs: int | None = None,
 ) -> list[dict[str, Any]] | None:
     """All at once, once for each of `runs`: settings of the engine, `num_blocks` and
     `num_host_blocks` of each rank among them."""
@@ -94,7 +117,7 @@ def together(
             if seat.rank:
                 engine.serve()
                 continue
-            tokens = tokens_of(engine, requests_of(seed, count))
+            tokens = told_of(engine, requests_of(seed, count, logprobs))
             engine.scheduler.check_idle()
             limits = engine.scheduler.limits
             counted = {"num_blocks": limits.num_blocks, "num_groups": limits.num_groups}
