@@ -198,3 +198,39 @@ def test_ranks_that_share_a_kv_head_send_what_the_ledger_says(
                 if op.id.endswith("attn.merge"):  # all but the own part
                     part = rank.exchange.num_bytes // (peers + 1)
                     assert ledger.cost(op.id, sums).bytes_sent == peers * part
+
+
+MANY = [(name, tp) for name, shape in SHAPES.items()
+        for tp in range(5, min(8, shape["num_attention_heads"]) + 1)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "tp"), MANY)
+def test_many_ranks_run_the_ledgers_program_and_meet_whom_it_says(
+    name: str, tp: int, checkpoint
+) -> None:
+    """Where ranks are a multiple g of the KV heads they share a head's blocks out by g; else some
+    store heads twice. An op is a collective for the ledger if and only if it sends something."""
+    ranks = ranks_of(checkpoint(name), tp, "auto")
+    num_kv_heads = ranks[0].ledger.spec.num_kv_heads
+    group = 1 if tp % num_kv_heads else tp // num_kv_heads
+    assert ranks[0].ledger.partition.kv_group_size == group
+    sampling = SamplingRecord(1.0, num_logprobs=2)
+    for rank in ranks:
+        ledger = rank.ledger
+        assert tuple(op.id for op in rank.program) == ledger.op_ids() == ranks[0].ledger.op_ids()
+        for row, prompt in enumerate(PROMPTS):
+            rank.rows.admit(SequenceRecord(row, prompt, len(prompt), 0, sampling))
+        plan = StepPlan(0, (0, 1), (30, 5), (1, 1), ((0, 0, 1), (1, 3 * group)))
+        inputs, acts = rank.rows.build(plan), Activations()
+        sizes = set()
+        with torch.inference_mode():
+            for op in rank.program:
+                rank.exchange.num_bytes = 0
+                op.call(acts, inputs)
+                met = ledger.ranks_met(op.id)
+                sizes.add(len(met))
+                if op.id != "sample.search":  # sends where candidates do not suffice
+                    assert bool(met) == bool(rank.exchange.num_bytes), op.id
+                assert not met or ledger.rank in met
+                assert all(ranks[other].ledger.ranks_met(op.id) == met for other in met), op.id
+        assert sizes == ({0, tp} if group in (1, tp) else {0, group, tp})
