@@ -129,13 +129,15 @@ def shared_prefix(seat: Seat) -> dict[str, Any] | None:
         }
 
 
-def fails_locally(seat: Seat, failing_rank: int, at_op: str, at_step: int) -> dict[str, Any] | None:
+def fails_locally(
+    seat: Seat, failing_rank: int, at_op: str, at_step: int, depth: int = 1
+) -> dict[str, Any] | None:
     """One rank runs out of memory in one op of one step; what becomes of the requests."""
     from tpinfer.config.sampling import SamplingParams
     from tpinfer.engine.rank_engine import open_engine
     from tpinfer.engine.requests import GenerationRequest
 
-    with closing(open_engine(_config(seat), seat)) as engine:
+    with closing(open_engine(_config(seat, steps_in_flight=depth), seat)) as engine:
         if seat.rank == failing_rank:
             _break_op(engine._assembly.worker, at_op, at_step)
         if seat.rank:

@@ -72,12 +72,20 @@ def test_a_rank_without_memory_ends_exactly_the_rows_of_its_step(run_name: str) 
                 assert one["tokens"] == one["alone"][: len(one["tokens"])] != one["alone"]
 
 
-@pytest.mark.parametrize("at_op", ["sample.mass", "sample.draw", "sample"])
-def test_a_rank_without_memory_where_nobody_can_go_on_says_so(run_name: str, at_op: str) -> None:
-    """Behind the first of the sampler's collectives no rank can stand in for what is missing."""
-    arguments = {"failing_rank": 1, "at_op": at_op, "at_step": 3}
-    first, second = run_ranks(f"{PROGRAM}:fails_locally", 2, run_name, arguments, timeout_s=60)
-    assert second.error.splitlines()[-1] == "MemoryError: no memory for this op"
-    assert first.error.splitlines()[-1].endswith(
-        "RankError: rank 1 failed: MemoryError: no memory for this op"
-    )
+@pytest.mark.parametrize(
+    ("rank", "depth", "at_op"),
+    [(1, 1, "sample.mass"), (1, 2, "sample.draw"), (1, 1, "sample"), (0, 1, "sample.mass"),
+     (0, 3, "sample.mass"), (0, 2, "layers.1.mlp.reduce"), (1, 2, "layers.1.mlp.reduce")],
+)  # fmt: skip
+def test_a_rank_without_memory_where_nobody_can_go_on_says_so(
+    run_name: str, rank: int, depth: int, at_op: str
+) -> None:
+    """In a collective, or behind the first of the sampler's, no rank can stand in for what is
+    missing; what steps behind it on their way come to hides nothing."""
+    arguments = {"failing_rank": rank, "at_op": at_op, "at_step": 3, "depth": depth}
+    outcomes = run_ranks(f"{PROGRAM}:fails_locally", 2, run_name, arguments, timeout_s=60)
+    assert not any(outcome.timed_out for outcome in outcomes)
+    told = [outcome.error.splitlines()[-1] for outcome in outcomes if outcome.error]
+    assert outcomes[rank].error.splitlines()[-1] == "MemoryError: no memory for this op"
+    if rank:
+        assert told[0].endswith("RankError: rank 1 failed: MemoryError: no memory for this op")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tpinfer.config.engine import RecordingRequest
-from tpinfer.engine.executor import Done, Executor
+from tpinfer.engine.executor import Done, Executor, ThreadDevice
 from tpinfer.engine.recording import Recording
 from tpinfer.engine.step_loop import MayPlan, StepLoop
 from tpinfer.scheduling.limits import SchedulerLimits
@@ -139,3 +139,27 @@ def test_a_recording_turns_on_and_off_with_nothing_on_its_way_at_its_very_steps(
     assert seen == [("profile_start", 3, 0), ("profile_stop", 8, 0)]
     assert max(device.ahead) == depth
     assert tokens == run(1, 14)[0]
+
+
+def test_behind_a_step_that_broke_off_none_runs() -> None:
+    """Its collectives would meet those that other ranks are still in."""
+    ran: list[int] = []
+
+    class Broken:
+        def admit(self, record: SequenceRecord) -> None:
+            raise AssertionError("no step has records")
+
+        def execute(self, plan: StepPlan) -> StepResult:
+            ran.append(plan.step_id)
+            if plan.step_id == 1:
+                raise MemoryError("step 1")
+            return StepResult([plan.step_id])
+
+    device = ThreadDevice(Broken())  # pyright: ignore[reportArgumentType]
+    steps = [device.submit((), StepPlan(i, (), (), ())) for i in range(4)]
+    assert steps[0].result().tokens == [0]
+    for step in steps[1:]:
+        with pytest.raises(MemoryError, match="step 1"):
+            step.result()
+    device.close()
+    assert ran == [0, 1]

@@ -89,10 +89,22 @@ class ThreadDevice:
         self._thread = ThreadPoolExecutor(
             1, "tpinfer-device", initializer=torch.set_num_threads, initargs=(threads,)
         )
+        self._error: BaseException | None = None
 
     def submit(self, records: Sequence[SequenceRecord], plan: StepPlan) -> Pending:
         """Returns at once."""
-        return self._thread.submit(run_step, self._worker, records, plan)
+        return self._thread.submit(self._run, records, plan)
+
+    def _run(self, records: Sequence[SequenceRecord], plan: StepPlan) -> StepResult:
+        """Behind a step that broke off none runs: its collectives would meet those that the other
+        ranks are still in."""
+        if self._error is not None:
+            raise self._error
+        try:
+            return run_step(self._worker, records, plan)
+        except BaseException as error:
+            self._error = error
+            raise
 
     def close(self) -> None:
         """End the thread."""

@@ -77,8 +77,9 @@ class StepLoop:
                 if not self._send_next():
                     break
             return self._take_oldest() if self._in_flight else None
-        except RankError as error:
-            raise self._executor.explain(error) from error
+        except BaseException as error:
+            self._give_up(error)
+            raise
 
     def drain(self) -> list[StepOutcome]:
         """Take the result of every step on its way."""
@@ -86,13 +87,21 @@ class StepLoop:
         try:
             while self._in_flight:
                 outcomes.append(self._take_oldest())
-        except RankError as error:
-            raise self._executor.explain(error) from error
+        except BaseException as error:
+            self._give_up(error)
+            raise
         return outcomes
 
     def forget(self) -> None:
         """The program is being ended: nobody takes what is on its way."""
         self._in_flight.clear()
+
+    def _give_up(self, error: BaseException) -> None:
+        """A step broke off, and those behind it tell nothing any more. Raises a rank's error as
+        that rank tells it."""
+        self.forget()
+        if isinstance(error, RankError):
+            raise self._executor.explain(error) from error
 
     def _send_next(self) -> bool:
         with self._spans.part("schedule"):
