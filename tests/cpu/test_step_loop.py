@@ -13,6 +13,7 @@ from tpinfer.engine.step_loop import MayPlan, StepLoop
 from tpinfer.scheduling.limits import SchedulerLimits
 from tpinfer.scheduling.request import Sequence as Running
 from tpinfer.scheduling.scheduler import Scheduler
+from tpinfer.steps.interface import StepFailure
 from tpinfer.steps.plan import Command, SequenceRecord, StepPlan
 from tpinfer.worker.host_spans import HostSpans
 from tpinfer.worker.worker import StepResult
@@ -70,24 +71,32 @@ class FakeWorker:
     spans = HostSpans()
 
 
-def run(
-    depth: int, num_blocks: int, may_plan: MayPlan | None = None
-) -> tuple[list[list[int]], FakeDevice]:
-    """Tokens of twelve requests, and the device that drew them."""
-    limits = SchedulerLimits(
+def limits(num_blocks: int) -> SchedulerLimits:
+    return SchedulerLimits(
         block_size=4, num_blocks=num_blocks, max_num_seqs=5, max_num_batched_tokens=16,
         max_model_len=100,
     )  # fmt: skip
-    scheduler, device = Scheduler(limits), FakeDevice()
-    executor = Executor(FakeWorker(), device, None)  # pyright: ignore[reportArgumentType]
-    loop = StepLoop(scheduler, executor, HostSpans(), depth)
-    sequences = [
+
+
+def requests() -> list[Running]:
+    """Twelve."""
+    return [
         Running(
             index=i, prompt_token_ids=tuple(range(i, i + 3 + 5 * (i % 3))), max_tokens=4 + 3 * i,
             stop_token_ids=frozenset([STOP]), accepted_ns=i,
         )
         for i in range(12)
     ]  # fmt: skip
+
+
+def run(
+    depth: int, num_blocks: int, may_plan: MayPlan | None = None
+) -> tuple[list[list[int]], FakeDevice]:
+    """Tokens of twelve requests, and the device that drew them."""
+    scheduler, device = Scheduler(limits(num_blocks)), FakeDevice()
+    executor = Executor(FakeWorker(), device, None)  # pyright: ignore[reportArgumentType]
+    loop = StepLoop(scheduler, executor, HostSpans(), depth)
+    sequences = requests()
     for sequence in sequences:
         scheduler.add(sequence)
     while loop.has_work:
@@ -163,3 +172,45 @@ def test_behind_a_step_that_broke_off_none_runs() -> None:
             step.result()
     device.close()
     assert ran == [0, 1]
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("late_by", [0, 1, 2])
+def test_a_failure_that_is_told_late_ends_those_it_damaged(depth: int, late_by: int) -> None:
+    """Another host's word may come behind the step's last collective: at step 6 or after it."""
+
+    class Wire:
+        def __init__(self) -> None:
+            self.num_looked = 0
+
+        def send(self, payload: bytes) -> None:
+            assert payload
+
+        def failed_steps(self) -> list[StepFailure]:
+            self.num_looked += 1
+            return [StepFailure(0, 6, 3, "no memory")] * (self.num_looked == 7 + late_by)
+
+    scheduler, device = Scheduler(limits(200)), FakeDevice()
+    executor = Executor(FakeWorker(), device, Wire())  # pyright: ignore[reportArgumentType]
+    loop = StepLoop(scheduler, executor, HostSpans(), depth)
+    sequences = requests()
+    for sequence in sequences:
+        scheduler.add(sequence)
+    damaged, failed = [], []
+    while loop.has_work:
+        outcome = loop.step()
+        assert outcome is not None
+        if outcome.scheduled.plan.step_id == 6:
+            damaged = list(outcome.scheduled.sequences)
+        failed += outcome.failed
+        assert (outcome.failure is not None) == (outcome.scheduled.plan.step_id == 6 + late_by)
+        assert not {one.id for one in outcome.failed} & {one.id for one, _ in outcome.drawn}
+    scheduler.check_idle()
+    assert failed and {one.id for one in failed} <= {one.id for one in damaged}
+    plain, _ = run(1, 200)
+    for sequence, tokens in zip(sequences, plain, strict=True):
+        is_failed = any(sequence is one for one in failed)
+        assert (sequence.finish_reason == "error") == is_failed
+        assert sequence.token_ids == tokens[: len(sequence.token_ids)]
+        assert is_failed or sequence.token_ids == tokens
+    assert not executor._failures

@@ -141,6 +141,14 @@ class Executor:
         told = self._failures.pop(plan.step_id, None)
         return result.failure or told
 
+    def late_failures(self, before: int) -> dict[int, str]:
+        """Step id -> why some rank could not do it, of steps earlier than `before` that `failure`
+        knew nothing of: another host's word may come a moment behind the step's last collective."""
+        late = {step_id: why for step_id, why in self._failures.items() if step_id < before}
+        for step_id in late:
+            del self._failures[step_id]
+        return late
+
     def explain(self, error: RankError) -> RankError:
         """`error` as this rank met it, or what is known of a rank that has ended since."""
         until_s = time.monotonic() + EXPLAIN_S

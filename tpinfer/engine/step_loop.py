@@ -22,6 +22,9 @@ from tpinfer.worker.worker import StepResult
 MayPlan = Callable[[int, int], bool]
 """(steps handed over so far, those of them on their way) -> whether the next may be planned now."""
 
+_REMEMBERED = 16
+"""Steps whose results were taken that a rank on another host may still say it could not do."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepOutcome:
@@ -35,9 +38,9 @@ class StepOutcome:
     prompt_logprobs: list[tuple[Sequence, int, list[TokenLogprobs]]] = field(default_factory=list)
     """(sequence, position of the first, those of its prompt tokens from there)."""
     failure: str | None = None
-    """Why the step failed."""
+    """Why the step failed, or one shortly before it."""
     failed: tuple[Sequence, ...] = ()
-    """The sequences that it ended."""
+    """The sequences that this ended."""
 
 
 class StepLoop:
@@ -51,6 +54,7 @@ class StepLoop:
         self._spans = spans
         self._depth = depth
         self._in_flight: deque[tuple[Scheduled, Pending]] = deque()
+        self._taken: deque[Scheduled] = deque(maxlen=_REMEMBERED)
         self.num_sent = 0
         """Steps handed over since the loop was made."""
 
@@ -121,11 +125,23 @@ class StepLoop:
         now_ns = perf_counter_ns()
         failure = self._executor.failure(scheduled.plan, result)
         with self._spans.part("schedule"):
+            late, failed = self._end_late(scheduled.plan.step_id)
+            self._taken.append(scheduled)
             if failure is not None:
-                failed = self._scheduler.fail(scheduled)
+                failed += self._scheduler.fail(scheduled)
                 return StepOutcome(scheduled, [], failure=failure, failed=failed)
             drawn = self._scheduler.commit(scheduled, result.tokens, now_ns)
-        return StepOutcome(scheduled, drawn, *_logprobs(scheduled, result))
+        return StepOutcome(scheduled, drawn, *_logprobs(scheduled, result), late, failed)
+
+    def _end_late(self, step_id: int) -> tuple[str | None, tuple[Sequence, ...]]:
+        """Steps before this one that only now are known to have failed: why, and the sequences that
+        are ended since what was computed for them is damaged."""
+        late = self._executor.late_failures(step_id)
+        if not late:
+            return None, ()
+        sequences = [s for one in self._taken if one.plan.step_id in late for s in one.sequences]
+        ended = tuple([one for one in sequences if self._scheduler.finish(one, "error")])
+        return next(iter(late.values())), ended
 
 
 def _logprobs(

@@ -4,6 +4,8 @@ waiting. What comes of such a step is thrown away on every rank.
 Shapes: T tokens, M hidden size, H local query heads, D head dim.
 """
 
+from math import nan
+
 import torch
 
 from tpinfer.layers.step_inputs import Activations, OpCall, StepInputs
@@ -58,10 +60,11 @@ def blank_partial(shape: tuple[int, int, int]) -> OpCall:
 
 
 def blank_logits(num_columns: int) -> OpCall:
-    """logits = zeros [R, columns of this rank]."""
+    """logits = NaN [R, columns of this rank]: no rank takes a token from them, even where rank 0
+    hears of the failure late."""
 
     def blank(acts: Activations, step: StepInputs) -> None:
         size = step.logit_rows.shape[0], num_columns
-        acts.logits = torch.zeros(size, dtype=torch.float32, device=step.cos.device)
+        acts.logits = torch.full(size, nan, dtype=torch.float32, device=step.cos.device)
 
     return blank
