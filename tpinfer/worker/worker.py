@@ -178,6 +178,8 @@ class Worker:
         # The next step may be on its way and feed what this one should have drawn: any token will
         # do, but what lies there now may be none.
         self.rows.keep_tokens(inputs, torch.zeros_like(inputs.drawn))
+        if self._device_run is not None:  # the next step fills the columns that this one reads
+            torch.cuda.synchronize(self.device)
         return StepResult(
             [], failure=f"{text}: {str(cause).splitlines()[0] if str(cause) else 'no room'}"
         )
