@@ -4,6 +4,7 @@ Absent keys take the defaults of transformers' config classes, except sizes, whi
 Does not open weights or tokenizers, and never goes to the network.
 """
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,10 +75,20 @@ def find_model_directory(name_or_path: str, hub_cache: Path | None = None) -> Pa
 
     `hub_cache` defaults to Hugging Face's. Never downloads. Raises ConfigError if neither is there.
     """
-    directory = Path(name_or_path).expanduser()
-    if directory.is_dir():
-        return directory
-    if directory.exists():
+    if not name_or_path:
+        raise ConfigError("the model's name is empty; give a directory or a hub id")
+    try:
+        directory = Path(name_or_path).expanduser()
+        if directory.is_dir():
+            return directory
+        is_file = directory.exists()
+    except (OSError, RuntimeError) as error:  # RuntimeError: ~user without a home
+        raise ConfigError(
+            f"model {reprlib.repr(name_or_path)} cannot be looked at "
+            f"({getattr(error, 'strerror', None) or error}); give a "
+            "directory that can be read, or a hub id"
+        ) from error
+    if is_file:
         raise ConfigError(
             f"model {name_or_path} is a file; give the directory that holds config.json"
         )
