@@ -149,14 +149,15 @@ def _print(args: argparse.Namespace, result: "BenchResult") -> None:
         for percent, value in result.percentiles_s().items():
             print(f"{percent}% percentile latency: {value} seconds")
     else:
-        last = result.runs[-1]
+        middle = result.middle_run
+        total = middle.num_input_tokens + middle.num_output_tokens
         print(
-            f"Throughput: {len(last.timings) / last.wall_s:.2f} requests/s, "
-            f"{result.total_tokens_per_s:.2f} total tokens/s, "
-            f"{result.output_tokens_per_s:.2f} output tokens/s"
+            f"Throughput: {middle.num_requests / middle.wall_s:.2f} requests/s, "
+            f"{total / middle.wall_s:.2f} total tokens/s, "
+            f"{middle.num_output_tokens / middle.wall_s:.2f} output tokens/s"
         )
-        print(f"Total num prompt tokens:  {last.num_input_tokens}")
-        print(f"Total num output tokens:  {last.num_output_tokens}")
+        print(f"Total num prompt tokens:  {middle.num_input_tokens}")
+        print(f"Total num output tokens:  {middle.num_output_tokens}")
     print(
         f"Medians: time to first token {result.ttft_s * 1e3:.2f} ms, per output token "
         f"{result.tpot_s * 1e3:.3f} ms, {result.output_tokens_per_s:.1f} output tokens/s\n"
@@ -190,12 +191,12 @@ def _vllm_keys(args: argparse.Namespace, result: "BenchResult") -> dict[str, obj
             "latencies": result.latencies_s,
             "percentiles": {str(p): value for p, value in result.percentiles_s().items()},
         }
-    last = result.runs[-1]
-    num_tokens = last.num_input_tokens + last.num_output_tokens
+    middle = result.middle_run
+    num_tokens = middle.num_input_tokens + middle.num_output_tokens
     return {
-        "elapsed_time": last.wall_s,
-        "num_requests": len(last.timings),
+        "elapsed_time": middle.wall_s,
+        "num_requests": middle.num_requests,
         "total_num_tokens": num_tokens,
-        "requests_per_second": len(last.timings) / last.wall_s,
-        "tokens_per_second": num_tokens / last.wall_s,
+        "requests_per_second": middle.num_requests / middle.wall_s,
+        "tokens_per_second": num_tokens / middle.wall_s,
     }
