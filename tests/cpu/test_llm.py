@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 
 from tests.cpu.tpinfer_command import user_environment
 from tpinfer import LLM, SamplingParams
-from tpinfer.config.errors import ConfigError
+from tpinfer.config.errors import ConfigError, RankError
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
 SCRIPT = """
@@ -85,6 +87,37 @@ def test_arrays_are_lists_of_token_ids(llm: LLM) -> None:
         (5, 6, 7),
     ):
         assert llm.generate(prompts, GREEDY)[0].token_ids == expected  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("collective", ["shared_memory", "gloo"])
+def test_ranks_of_a_script_meet_and_leave_nothing_behind(collective: str, tmp_path: Path) -> None:
+    """Not even where the script never closes the engine."""
+    (tmp_path / "script.py").write_text(
+        "import os\n"
+        "from tpinfer import LLM, SamplingParams\n"
+        f"llm = LLM('story', tp=2, dtype='float32', collective='{collective}', wait_timeout_s=20)\n"
+        "llm.generate('Once', SamplingParams(max_tokens=2))\n"
+        "print([name for name in os.listdir('/dev/shm') if f'tpinfer-{os.getpid()}-' in name])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, env=user_environment(), timeout=60,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout == "[]\n", done.stdout + done.stderr
+
+
+@pytest.mark.ranks
+def test_a_call_that_close_cuts_off_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tpinfer.engine.llm.CLOSE_GRACE_S", 0.1)
+    llm = LLM("story", tp=2, dtype="float32")
+    endless = SamplingParams(max_tokens=400, ignore_eos=True, n=128)
+    with ThreadPoolExecutor(1) as thread:
+        call = thread.submit(llm.generate, "Once", endless)
+        time.sleep(0.2)
+        llm.close()
+        with pytest.raises(RankError, match="closed while requests ran"):
+            call.result(10)
 
 
 @pytest.mark.ranks

@@ -47,6 +47,7 @@ class LLM:
         self._opened = OpenedEngine(config, progress)
         self._thread = OwnThread("tpinfer-steps") if self._opened.rank == 0 else None
         self._report: RunReport | None = None
+        self._is_cut_off = False  # closed while a call ran
         self._is_over = False  # for ranks other than 0: rank 0 has closed
 
     @property
@@ -108,6 +109,7 @@ class LLM:
             while not self._is_over:
                 self._is_over = not self._opened.engine.serve()
         elif not self._thread.close(CLOSE_GRACE_S):
+            self._is_cut_off = True
             self._opened.end_followers()  # what waits for them notices
             self._thread.close(self._opened.config.wait_timeout_s)
         self._opened.close()
@@ -144,6 +146,8 @@ class LLM:
             self._report = engine.report()
             return results
         except Exception as error:
+            if self._is_cut_off:
+                raise RankError("the engine was closed while requests ran") from error
             cause = self._opened.explain(error)
             if cause is not error:
                 raise cause from error
