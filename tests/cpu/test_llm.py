@@ -11,13 +11,12 @@ import pytest
 import torch
 
 from tests.cpu.tpinfer_command import user_environment
-from tpinfer import LLM, SamplingParams
-from tpinfer.config.errors import ConfigError, RankError
+from tpinfer import LLM, ConfigError, RankError, SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
 SCRIPT = """
 import os, sys
-from tpinfer import LLM, SamplingParams
+from tpinfer import LLM, ConfigError, RankError, SamplingParams
 params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
 with LLM("story", tp=TP, dtype="float32", device="cpu") as llm:
     for _ in range(2):
