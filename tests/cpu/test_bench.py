@@ -46,7 +46,8 @@ def test_latency(tp: int, tmp_path: Path) -> None:
     assert found["avg_latency"] == pytest.approx(sum(found["latencies"]) / 2)
     mine = written(ours)
     rates = ["ttft_s", "tpot_s", "output_tokens_per_s", "total_tokens_per_s"]
-    assert list(mine) == [*rates, "latencies_s", "attribution"]
+    assert list(mine) == ["command", *rates, "latencies_s", "attribution"]
+    assert mine["command"][:4] == ["tpinfer", "bench", "latency", "--tp"]
     assert all(mine[name] > 0 for name in rates)
     split = mine["attribution"]
     assert sum(split["rollup"].values()) == split["wall_ns"]

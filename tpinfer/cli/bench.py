@@ -49,7 +49,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     workload_flags(parser.add_argument_group("workload"))
     dataset_flags(parser.add_argument_group("datasets (throughput)"))
     output = parser.add_argument_group("output")
-    output.add_argument("--json", metavar="FILE", help="our keys: ttft_s, tpot_s, attribution, ...")
+    output.add_argument(
+        "--json", metavar="FILE", help="our keys: command, ttft_s, tpot_s, attribution, ..."
+    )
     output.add_argument("--output-json", metavar="FILE", help="the keys that vLLM's command writes")
     memory_flags(parser.add_argument_group("memory and batching"))
     recording_flags(parser.add_argument_group("recording (read it with tpprof)"))
@@ -58,7 +60,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     """Be the launcher, or one rank; returns the exit code."""
     return run_on_ranks(
-        args, argv, lambda tp: _check(args, tp), lambda s: _run_rank(args, s), False
+        args, argv, lambda tp: _check(args, tp), lambda s: _run_rank(args, argv, s), False
     )
 
 
@@ -79,7 +81,7 @@ def _check(args: argparse.Namespace, tp: int) -> None:
         )
 
 
-def _run_rank(args: argparse.Namespace, seat: "Seat") -> int:
+def _run_rank(args: argparse.Namespace, argv: Sequence[str], seat: "Seat") -> int:
     from tpinfer.engine.rank_engine import open_engine
 
     tp = seat.world if args.tp is None else args.tp
@@ -101,7 +103,7 @@ def _run_rank(args: argparse.Namespace, seat: "Seat") -> int:
         vocab_size = read_model_spec(config.model_dir).vocab_size
         result = _measure(args, engine, vocab_size, tokenizer)
     _print(args, result)
-    _write(args, result)
+    _write(args, argv, result)
     return 0
 
 
@@ -168,10 +170,10 @@ def _print(args: argparse.Namespace, result: "BenchResult") -> None:
         print("\nWhat was chosen here, and why\n  " + "\n  ".join(report.choices), flush=True)
 
 
-def _write(args: argparse.Namespace, result: "BenchResult") -> None:
+def _write(args: argparse.Namespace, argv: Sequence[str], result: "BenchResult") -> None:
     written = []
     if args.json:
-        written.append((args.json, result.to_json()))
+        written.append((args.json, {"command": ["tpinfer", *argv], **result.to_json()}))
     if args.output_json:
         written.append((args.output_json, _vllm_keys(args, result)))
     for name, value in written:
