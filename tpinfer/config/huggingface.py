@@ -130,7 +130,8 @@ def parse_model_spec(
     window, sliding_layers = _sliding(keys, family, num_layers)
     attention_bias = keys.flag("attention_bias", False)
     extra = JsonKeys(generation or {}, str(Path(source).with_name("generation_config.json")))
-    bos, eos = _special_ids(keys, extra, family)
+    vocab_size = keys.count("vocab_size")
+    bos, eos = _special_ids(keys, extra, family, vocab_size)
     return ModelSpec(
         architecture=architecture,
         num_layers=num_layers,
@@ -139,7 +140,7 @@ def parse_model_spec(
         num_heads=num_heads,
         num_kv_heads=_num_kv_heads(keys, family, num_heads),
         head_dim=_head_dim(keys, family, hidden_size, num_heads),
-        vocab_size=keys.count("vocab_size"),
+        vocab_size=vocab_size,
         max_position=max_position,
         rms_norm_eps=keys.number("rms_norm_eps", 1e-6),
         rope_theta=rope_theta,
@@ -265,10 +266,15 @@ def _layer_types(keys: JsonKeys, num_layers: int) -> tuple[bool, ...]:
 
 
 def _special_ids(
-    keys: JsonKeys, generation: JsonKeys, family: _Family
+    keys: JsonKeys, generation: JsonKeys, family: _Family, vocab_size: int
 ) -> tuple[int | None, tuple[int, ...]]:
     """(bos, eos list) of generation_config.json, else config.json, else the family's own."""
     absent_bos, absent_eos = family.special_ids
     bos = generation.token_ids("bos_token_id") or keys.token_ids("bos_token_id", absent_bos)
-    eos = generation.token_ids("eos_token_id") or keys.token_ids("eos_token_id", absent_eos)
+    found = generation.token_ids("eos_token_id")
+    eos = found or keys.token_ids("eos_token_id", absent_eos)
+    if max(eos, default=0) >= vocab_size:
+        raise (generation if found else keys).error(
+            "eos_token_id", f"vocab_size {vocab_size} allows ids of 0 to {vocab_size - 1}"
+        )
     return bos[0] if bos else None, eos
