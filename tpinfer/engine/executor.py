@@ -22,8 +22,9 @@ OTHER_RANK = 4
 """Code of a rank that cannot go on because another one does not."""
 EXPLAIN_S = 0.5
 """A broken collective may be noticed a little before the end of the rank that broke it."""
-ATTACH_GRACE_S = 10.0
-"""How long closing waits for a rank that has not opened its end of the wire yet."""
+ATTACH_GRACE_S = 2.0
+"""How long closing waits for a rank that has not opened its end of the wire yet: it comes within
+milliseconds, unless it hangs."""
 _LOOK_AGAIN_S = 0.01
 CommandCall = Callable[[Command], None]
 
