@@ -3,16 +3,36 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tpinfer.config.errors import CheckpointError, ConfigError, RankError, TpinferError
     from tpinfer.config.sampling import SamplingParams
     from tpinfer.engine.async_engine import AsyncEngine
     from tpinfer.engine.llm import LLM
+    from tpinfer.engine.requests import Completion, GenerationResult, TokenEvent
 
-__all__ = ["LLM", "AsyncEngine", "SamplingParams"]
+__all__ = [
+    "LLM",
+    "AsyncEngine",
+    "CheckpointError",
+    "Completion",
+    "ConfigError",
+    "GenerationResult",
+    "RankError",
+    "SamplingParams",
+    "TokenEvent",
+    "TpinferError",
+]
 
 _PLACES = {
     "LLM": "tpinfer.engine.llm",
     "AsyncEngine": "tpinfer.engine.async_engine",
+    "CheckpointError": "tpinfer.config.errors",
+    "Completion": "tpinfer.engine.requests",
+    "ConfigError": "tpinfer.config.errors",
+    "GenerationResult": "tpinfer.engine.requests",
+    "RankError": "tpinfer.config.errors",
     "SamplingParams": "tpinfer.config.sampling",
+    "TokenEvent": "tpinfer.engine.requests",
+    "TpinferError": "tpinfer.config.errors",
 }
 
 

@@ -46,7 +46,8 @@ def test_latency(tp: int, tmp_path: Path) -> None:
     assert found["avg_latency"] == pytest.approx(sum(found["latencies"]) / 2)
     mine = written(ours)
     rates = ["ttft_s", "tpot_s", "output_tokens_per_s", "total_tokens_per_s"]
-    assert list(mine) == [*rates, "latencies_s", "attribution"]
+    assert list(mine) == ["command", *rates, "latencies_s", "attribution"]
+    assert mine["command"][:4] == ["tpinfer", "bench", "latency", "--tp"]
     assert all(mine[name] > 0 for name in rates)
     split = mine["attribution"]
     assert sum(split["rollup"].values()) == split["wall_ns"]
@@ -56,7 +57,16 @@ def test_latency(tp: int, tmp_path: Path) -> None:
 @pytest.mark.ranks
 def test_throughput_of_prompts_of_several_lengths(tmp_path: Path) -> None:
     theirs = tmp_path / "theirs.json"
-    shape = ("--num-prompts", "5", "--random-input-len", "8", "--random-prefix-len", "4")
+    shape = (
+        "--num-prompts",
+        "5",
+        "--random-input-len",
+        "8",
+        "--random-prefix-len",
+        "4",
+        "--n",
+        "2",
+    )
     shown = bench(
         "throughput", *shape, *SHORT, "--random-range-ratio", "0.5", "--output-json", theirs
     )
@@ -67,7 +77,7 @@ def test_throughput_of_prompts_of_several_lengths(tmp_path: Path) -> None:
     )
     assert counted is not None
     num_input, num_output = int(counted[1]), int(counted[2])
-    assert 5 * (4 + 4) <= num_input <= 5 * (4 + 12) and 5 * 3 <= num_output <= 5 * 9
+    assert 5 * (4 + 4) <= num_input <= 5 * (4 + 12) and 10 * 3 <= num_output <= 10 * 9
     found = written(theirs)
     assert found["num_requests"] == 5 and found["total_num_tokens"] == num_input + num_output
     assert found["requests_per_second"] == pytest.approx(5 / found["elapsed_time"])

@@ -74,7 +74,9 @@ def test_what_is_no_salt_is_refused(llm: LLM, salt: Any) -> None:
         llm.generate("Once", GREEDY, cache_salt=salt)
 
 
-@pytest.mark.parametrize("messages", [None, 5, "x", [], [5]], ids=repr)
+@pytest.mark.parametrize(
+    "messages", [None, 5, "x", [], [5], [{"role": "user", "content": "\ud800"}]], ids=ascii
+)
 def test_what_is_no_conversation_is_refused(llm: LLM, messages: Any) -> None:
     with pytest.raises(ConfigError):
         llm.chat(messages, GREEDY)
@@ -86,6 +88,8 @@ def test_what_is_no_conversation_is_refused(llm: LLM, messages: Any) -> None:
         {"model": 5}, {"topology": 5}, {"memory_utilization": "x"}, {"seed": "x"},
         {"prefix_caching": "no"}, {"wait_timeout_s": "x"}, {"step_budget_s": "25ms"},
         {"steps_in_flight": 10**9}, {"memory_utilization": math.nan}, {"tp": "2"},
+        {"memory_utilization": None}, {"wait_timeout_s": None}, {"model": ""},
+        {"model": "x" * 5000},
     ],
     ids=repr,
 )  # fmt: skip

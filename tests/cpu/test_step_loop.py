@@ -1,7 +1,9 @@
 """The overlapped loop on a fake device: plans run ahead of results by the depth, tokens are those
 of the plain loop, and nothing is left over."""
 
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,9 @@ from tpinfer.scheduling.limits import SchedulerLimits
 from tpinfer.scheduling.request import Sequence as Running
 from tpinfer.scheduling.scheduler import Scheduler
 from tpinfer.steps.interface import StepFailure
-from tpinfer.steps.plan import Command, SequenceRecord, StepPlan
+from tpinfer.steps.plan import Command, SequenceRecord, StepPlan, decode
+from tpinfer.steps.shm_reader import ShmPlanReader
+from tpinfer.steps.shm_writer import ShmPlanWriter
 from tpinfer.worker.host_spans import HostSpans
 from tpinfer.worker.worker import StepResult
 
@@ -214,3 +218,16 @@ def test_a_failure_that_is_told_late_ends_those_it_damaged(depth: int, late_by: 
         assert sequence.token_ids == tokens[: len(sequence.token_ids)]
         assert is_failed or sequence.token_ids == tokens
     assert not executor._failures
+
+
+def test_a_rank_that_comes_late_to_the_wire_still_hears_of_the_close(run_name: str) -> None:
+    """Else it would look for a segment that is gone, and be killed after a while."""
+    writer = ShmPlanWriter(run_name, 1)
+    executor = Executor(FakeWorker(), FakeDevice(), writer)  # pyright: ignore[reportArgumentType]
+    with ThreadPoolExecutor(1) as thread:
+        closed = thread.submit(executor.close)
+        time.sleep(0.1)
+        reader = ShmPlanReader(run_name, 0, 2.0)
+        assert decode(reader.receive(2.0)) == Command("close")
+        closed.result(2.0)
+    reader.close()

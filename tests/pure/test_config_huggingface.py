@@ -1,6 +1,7 @@
 """config.json: both generations of keys, and errors that name file, key, value and remedy."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,7 @@ def test_sliding_windows():
         ({"layer_types": ["sliding_attention"] * 3}, "layer_types"),
         ({"layer_types": ["chunked_attention"] * 3}, "layer_types"),
         ({"eos_token_id": [1, -1]}, "eos_token_id"),
+        ({"eos_token_id": [1, 10**6]}, "eos_token_id"),
     ],
 )
 def test_what_cannot_work_is_named(changes, key):
@@ -145,6 +147,29 @@ def test_generation_config_decides_special_tokens(tmp_path: Path):
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [5, 6], "do_sample": true}')
     assert read_model_spec(tmp_path).eos_token_ids == (5, 6)
     assert read_generation_defaults(tmp_path).do_sample is True
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"eos_token_id": 1000000}', "eos_token_id is 1000000"),
+        ('{"do_sample": true, "temperature": -1}', "temperature=-1.0"),
+        ('{"do_sample": true, "top_p": 1.5}', "top_p=1.5"),
+    ],
+)
+def test_generation_config_is_named_where_it_cannot_work(tmp_path: Path, text: str, words: str):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / "generation_config.json").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        read_model_spec(tmp_path)
+        read_generation_defaults(tmp_path)
+    assert f"generation_config.json: {words}" in str(caught.value)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(ConfigError, match="is no file"):
+        read_model_spec(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "[1]"])

@@ -28,6 +28,8 @@ class BenchRun:
 
     wall_s: float
     timings: list[Timing]
+    """One per continuation."""
+    num_requests: int
     num_input_tokens: int
     num_output_tokens: int
     report: RunReport
@@ -38,6 +40,13 @@ class BenchResult:
     """All timed runs of one benchmark."""
 
     runs: list[BenchRun]
+
+    @property
+    def middle_run(self) -> BenchRun:
+        """The run of median wall time, the faster one of two in the middle: what it counted and
+        its time belong together."""
+        middle = statistics.median_low(self.latencies_s)
+        return next(run for run in self.runs if run.wall_s == middle)
 
     @property
     def ttft_s(self) -> float:
@@ -123,6 +132,7 @@ def run_batch(engine: Engine, requests: Sequence[GenerationRequest]) -> BenchRun
     outputs = [output for result in results for output in result.outputs]
     return BenchRun(
         wall_s=wall_s,
+        num_requests=len(results),
         timings=[output.timing for output in outputs if output.timing is not None],
         num_input_tokens=sum(len(result.prompt_token_ids) for result in results),
         num_output_tokens=sum(len(output.token_ids) for output in outputs),

@@ -187,7 +187,8 @@ def _entry(path: Path, name: str, fields: Any, first: int, size: int) -> TensorE
         whole = all(type(n) is int and n >= 0 for n in (*shape, start, stop))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: tensor {name}: header entry {fields!r:.80} lacks dtype, shape or data_offsets"
+            f"{path}: tensor {name}: header entry {fields!r:.80} lacks dtype, shape or "
+            "data_offsets; copy the file again"
         ) from error
     if dtype_name not in _DTYPES:
         raise CheckpointError(
@@ -198,7 +199,7 @@ def _entry(path: Path, name: str, fields: Any, first: int, size: int) -> TensorE
     if not whole or stop - start != prod(shape) * dtype.num_bytes:
         raise CheckpointError(
             f"{path}: tensor {name}: shape {shape} of {dtype_name} does not fill offsets "
-            f"{start}..{stop}"
+            f"{start}..{stop}; the file is damaged - copy it again"
         )
     if first + stop > size:
         raise CheckpointError(

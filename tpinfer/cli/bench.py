@@ -49,7 +49,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     workload_flags(parser.add_argument_group("workload"))
     dataset_flags(parser.add_argument_group("datasets (throughput)"))
     output = parser.add_argument_group("output")
-    output.add_argument("--json", metavar="FILE", help="our keys: ttft_s, tpot_s, attribution, ...")
+    output.add_argument(
+        "--json", metavar="FILE", help="our keys: command, ttft_s, tpot_s, attribution, ..."
+    )
     output.add_argument("--output-json", metavar="FILE", help="the keys that vLLM's command writes")
     memory_flags(parser.add_argument_group("memory and batching"))
     recording_flags(parser.add_argument_group("recording (read it with tpprof)"))
@@ -58,7 +60,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     """Be the launcher, or one rank; returns the exit code."""
     return run_on_ranks(
-        args, argv, lambda tp: _check(args, tp), lambda s: _run_rank(args, s), False
+        args, argv, lambda tp: _check(args, tp), lambda s: _run_rank(args, argv, s), False
     )
 
 
@@ -79,7 +81,7 @@ def _check(args: argparse.Namespace, tp: int) -> None:
         )
 
 
-def _run_rank(args: argparse.Namespace, seat: "Seat") -> int:
+def _run_rank(args: argparse.Namespace, argv: Sequence[str], seat: "Seat") -> int:
     from tpinfer.engine.rank_engine import open_engine
 
     tp = seat.world if args.tp is None else args.tp
@@ -101,7 +103,7 @@ def _run_rank(args: argparse.Namespace, seat: "Seat") -> int:
         vocab_size = read_model_spec(config.model_dir).vocab_size
         result = _measure(args, engine, vocab_size, tokenizer)
     _print(args, result)
-    _write(args, result)
+    _write(args, argv, result)
     return 0
 
 
@@ -149,14 +151,15 @@ def _print(args: argparse.Namespace, result: "BenchResult") -> None:
         for percent, value in result.percentiles_s().items():
             print(f"{percent}% percentile latency: {value} seconds")
     else:
-        last = result.runs[-1]
+        middle = result.middle_run
+        total = middle.num_input_tokens + middle.num_output_tokens
         print(
-            f"Throughput: {len(last.timings) / last.wall_s:.2f} requests/s, "
-            f"{result.total_tokens_per_s:.2f} total tokens/s, "
-            f"{result.output_tokens_per_s:.2f} output tokens/s"
+            f"Throughput: {middle.num_requests / middle.wall_s:.2f} requests/s, "
+            f"{total / middle.wall_s:.2f} total tokens/s, "
+            f"{middle.num_output_tokens / middle.wall_s:.2f} output tokens/s"
         )
-        print(f"Total num prompt tokens:  {last.num_input_tokens}")
-        print(f"Total num output tokens:  {last.num_output_tokens}")
+        print(f"Total num prompt tokens:  {middle.num_input_tokens}")
+        print(f"Total num output tokens:  {middle.num_output_tokens}")
     print(
         f"Medians: time to first token {result.ttft_s * 1e3:.2f} ms, per output token "
         f"{result.tpot_s * 1e3:.3f} ms, {result.output_tokens_per_s:.1f} output tokens/s\n"
@@ -167,10 +170,10 @@ def _print(args: argparse.Namespace, result: "BenchResult") -> None:
         print("\nWhat was chosen here, and why\n  " + "\n  ".join(report.choices), flush=True)
 
 
-def _write(args: argparse.Namespace, result: "BenchResult") -> None:
+def _write(args: argparse.Namespace, argv: Sequence[str], result: "BenchResult") -> None:
     written = []
     if args.json:
-        written.append((args.json, result.to_json()))
+        written.append((args.json, {"command": ["tpinfer", *argv], **result.to_json()}))
     if args.output_json:
         written.append((args.output_json, _vllm_keys(args, result)))
     for name, value in written:
@@ -190,12 +193,12 @@ def _vllm_keys(args: argparse.Namespace, result: "BenchResult") -> dict[str, obj
             "latencies": result.latencies_s,
             "percentiles": {str(p): value for p, value in result.percentiles_s().items()},
         }
-    last = result.runs[-1]
-    num_tokens = last.num_input_tokens + last.num_output_tokens
+    middle = result.middle_run
+    num_tokens = middle.num_input_tokens + middle.num_output_tokens
     return {
-        "elapsed_time": last.wall_s,
-        "num_requests": len(last.timings),
+        "elapsed_time": middle.wall_s,
+        "num_requests": middle.num_requests,
         "total_num_tokens": num_tokens,
-        "requests_per_second": len(last.timings) / last.wall_s,
-        "tokens_per_second": num_tokens / last.wall_s,
+        "requests_per_second": middle.num_requests / middle.wall_s,
+        "tokens_per_second": num_tokens / middle.wall_s,
     }

@@ -30,6 +30,7 @@ _READERS: dict[str, Callable[[Path], list[TextSample]]] = {
     "custom": read_custom,
 }
 _OUTPUT_LEN = 128
+_BATCH_SIZE, _NUM_PROMPTS = 8, 64
 _TAKE_A_FILE = "have the file here and pass --dataset-name sharegpt or custom with --dataset-path"
 _ELSEWHERE = {
     "--use-beam-search": "there is no beam search here; leave it out, or sample with --n",
@@ -75,15 +76,19 @@ def workload_flags(group: argparse._ArgumentGroup) -> None:
         "--output-len", "--random-output-len",
         help="tokens generated for each (128; sharegpt: as many as the answer has)",
     )  # fmt: skip
-    count("--batch-size", default=8, help="latency: prompts in a batch (8)")
-    count("--num-prompts", default=64, help="throughput: prompts in all (64)")
+    count("--batch-size", help=f"latency: prompts in a batch ({_BATCH_SIZE})")
+    count("--num-prompts", help=f"throughput: prompts in all ({_NUM_PROMPTS})")
     count("--n", default=1, help="continuations of each prompt (1)")
     group.add_argument(
         "--temperature", type=float, default=0.0, metavar="T",
         help="draw tokens at this one (0): always the likeliest; vLLM's commands draw at 1",
     )  # fmt: skip
     count("--num-iters-warmup", default=1, help="runs before any is counted (1)")
-    count("--num-iters", default=5, help="runs that are counted (5), each with other prompts")
+    count(
+        "--num-iters", default=5,
+        help="runs that are counted (5), each with other prompts; throughput tells of the one of "
+             "median time",
+    )  # fmt: skip
     count("--seed", default=0, help="key of the prompts (0)")
     group.add_argument(
         "--disable-detokenize", action="store_true", help="do not turn tokens into text"
@@ -125,10 +130,15 @@ def dataset_flags(group: argparse._ArgumentGroup) -> None:
 
 def check_workload(args: argparse.Namespace, spec: "ModelSpec") -> None:
     """Refuse, before the work, what cannot be run. Raises ConfigError."""
-    for name in ("batch_size", "num_prompts", "num_iters", "n"):
-        if getattr(args, name) < 1:
-            flag = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{flag} {getattr(args, name)} must be 1 or more")
+    mine, others = ("batch-size", "num-prompts")[:: 1 if args.what == "latency" else -1]
+    if _flag(args, others) is not None:
+        raise ConfigError(
+            f"--{others} {_flag(args, others)} says nothing to bench {args.what}; give --{mine}"
+        )
+    for flag in (mine, "num-iters", "n"):
+        value = _flag(args, flag)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{flag} {value} must be 1 or more")
     SamplingParams(temperature=args.temperature, n=args.n)
     if args.num_iters_warmup < 0:
         raise ConfigError(f"--num-iters-warmup {args.num_iters_warmup} must be 0 or more")
@@ -148,6 +158,10 @@ def check_workload(args: argparse.Namespace, spec: "ModelSpec") -> None:
         )
 
 
+def _flag(args: argparse.Namespace, name: str) -> int | None:
+    return getattr(args, name.replace("-", "_"))
+
+
 def dataset_name(args: argparse.Namespace) -> str:
     """Which dataset is meant. Raises ConfigError for one that cannot be had."""
     name = args.dataset_name or ("sharegpt" if args.dataset_path else "random")
@@ -163,7 +177,10 @@ def dataset_name(args: argparse.Namespace) -> str:
 def read_workload(args: argparse.Namespace, encode: Encode) -> Workload:
     """What the flags ask for; texts become tokens by `encode`. Raises ConfigError."""
     name = dataset_name(args)
-    count = args.batch_size if args.what == "latency" else args.num_prompts
+    if args.what == "latency":
+        count = _BATCH_SIZE if args.batch_size is None else args.batch_size
+    else:
+        count = _NUM_PROMPTS if args.num_prompts is None else args.num_prompts
     if name == "prefix_repetition":
         made = PrefixWorkload(
             count,

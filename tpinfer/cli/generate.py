@@ -56,7 +56,9 @@ def _check(args: argparse.Namespace, tp: int) -> None:
     check_placement(config, spec)
     _sampling(args, config.model_dir)
     recording_request(args)
-    if args.json not in (None, "-"):
+    if args.json is None:
+        _check_without_json(args)
+    elif args.json != "-":
         check_output("--json", args.json)
     if args.chat and args.raw:
         raise ConfigError("--chat and --raw exclude each other; give one")
@@ -68,6 +70,21 @@ def _check(args: argparse.Namespace, tp: int) -> None:
         )
     if not reads_stdin(args):
         read_prompts(args)
+
+
+def _check_without_json(args: argparse.Namespace) -> None:
+    """Refuse what would be computed and shown nowhere. Raises ConfigError."""
+    for flag, given in (
+        ("--logprobs", args.logprobs),
+        ("--prompt-logprobs", args.prompt_logprobs),
+        ("--echo", args.echo or None),
+    ):
+        if given is not None:
+            shown = flag if given is True else f"{flag} {given}"
+            raise ConfigError(
+                f"{shown} is for --json, and --json is not there; add --json FILE, or --json - for "
+                "standard output"
+            )
 
 
 def _run_rank(args: argparse.Namespace, seat: "Seat") -> int:
@@ -247,17 +264,17 @@ def _sampling(args: argparse.Namespace, directory: Path) -> SamplingParams:
     return params
 
 
-def _logit_bias(entries: Sequence[str]) -> dict[int, float] | None:
-    found: dict[int, float] = {}
+def _logit_bias(entries: Sequence[str]) -> tuple[tuple[int, float], ...] | None:
+    found: list[tuple[int, float]] = []
     for entry in entries:
         token, _, bias = entry.partition("=")
         try:
-            found[int(token)] = float(bias)
+            found.append((int(token), float(bias)))
         except ValueError as error:
             raise ConfigError(
                 f"--logit-bias {entry!r} is not TOKEN=X; write one such as 17=-2.5"
             ) from error
-    return found or None
+    return tuple(found) or None
 
 
 def _token_ids(flag: str, text: str | None) -> tuple[int, ...] | None:

@@ -16,6 +16,8 @@ from tpinfer.config.units import parse_size, parse_time
 from tpinfer.embedded.locate import MODELS, shape_names
 from tpinfer.sharding.partition import partition_model
 
+_RECORDED_STEPS, _SKIPPED_STEPS = 10, 3
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare all flags."""
@@ -215,11 +217,11 @@ def recording_flags(group: argparse._ArgumentGroup) -> None:
         help="record some steps on every rank with torch's profiler, and write them there",
     )  # fmt: skip
     group.add_argument(
-        "--profile-steps", type=int, default=10, metavar="N", help="steps to record (10)"
+        "--profile-steps", type=int, metavar="N", help=f"steps to record ({_RECORDED_STEPS})"
     )
     group.add_argument(
-        "--profile-skip", type=int, default=3, metavar="N",
-        help="steps to run before (3); 0 records the time to first token too",
+        "--profile-skip", type=int, metavar="N",
+        help=f"steps to run before ({_SKIPPED_STEPS}); 0 records the time to first token too",
     )  # fmt: skip
     group.add_argument(
         "--nvtx", action="store_true", help="name steps and ops to Nsight Systems (launch/nsys.sh)"
@@ -229,11 +231,19 @@ def recording_flags(group: argparse._ArgumentGroup) -> None:
 def recording_request(args: argparse.Namespace) -> RecordingRequest | None:
     """What --profile asks for. Raises ConfigError."""
     if args.profile is None:
+        for flag, given in (
+            ("--profile-steps", args.profile_steps),
+            ("--profile-skip", args.profile_skip),
+        ):
+            if given is not None:
+                raise ConfigError(f"{flag} {given} says what --profile records; add --profile DIR")
         return None
-    if args.profile_steps < 1 or args.profile_skip < 0:
+    num_steps = _RECORDED_STEPS if args.profile_steps is None else args.profile_steps
+    num_skipped = _SKIPPED_STEPS if args.profile_skip is None else args.profile_skip
+    if num_steps < 1 or num_skipped < 0:
         raise ConfigError(
-            f"--profile-steps {args.profile_steps} must be 1 or more and --profile-skip "
-            f"{args.profile_skip} 0 or more"
+            f"--profile-steps {num_steps} must be 1 or more and --profile-skip {num_skipped} 0 or "
+            "more"
         )
     directory = Path(args.profile)
     try:
@@ -242,7 +252,7 @@ def recording_request(args: argparse.Namespace) -> RecordingRequest | None:
         raise ConfigError(
             f"--profile {directory}: cannot be made ({error.strerror}); name another directory"
         ) from error
-    return RecordingRequest(directory, args.profile_skip, args.profile_steps)
+    return RecordingRequest(directory, num_skipped, num_steps)
 
 
 def check_output(flag: str, name: str) -> None:
@@ -275,14 +285,14 @@ def engine_config(args: argparse.Namespace, tp: int) -> EngineConfig:
         load_format="random" if is_shape(args.model) else "auto",
         max_model_len=args.max_model_len,
         memory_utilization=args.memory_utilization,
-        kv_bytes=_bytes(args.kv_bytes),
-        kv_host_bytes=_bytes(args.kv_host_bytes) or 0,
+        kv_bytes=_bytes("--kv-bytes", args.kv_bytes),
+        kv_host_bytes=_bytes("--kv-host-bytes", args.kv_host_bytes) or 0,
         kv_layout=args.kv_layout,
         kv_cache_dtype=args.kv_cache_dtype,
         block_size=args.block_size,
         max_num_seqs=args.max_num_seqs,
         max_num_batched_tokens=args.max_num_batched_tokens,
-        step_budget_s=None if args.step_budget is None else parse_time(args.step_budget),
+        step_budget_s=_seconds("--step-budget", args.step_budget),
         prefix_caching=args.prefix_caching,
         steps_in_flight=args.steps_in_flight,
         collective=args.collective,
@@ -292,7 +302,17 @@ def engine_config(args: argparse.Namespace, tp: int) -> EngineConfig:
     )
 
 
-def _bytes(text: str | None) -> int | None:
+def _bytes(flag: str, text: str | None) -> int | None:
     if text is None or text.isdecimal():
         return None if text is None else int(text)
-    return int(parse_size(text))
+    try:
+        return int(parse_size(text))
+    except ConfigError as error:
+        raise ConfigError(f"{flag}: {error}, or as a count of bytes") from error
+
+
+def _seconds(flag: str, text: str | None) -> float | None:
+    try:
+        return None if text is None else parse_time(text)
+    except ConfigError as error:
+        raise ConfigError(f"{flag}: {error}") from error

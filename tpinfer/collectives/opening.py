@@ -22,7 +22,6 @@ from tpinfer.collectives.deepspeed_shm import DeepSpeedGroup, library_path, why_
 from tpinfer.collectives.group import Group, SingleGroup
 from tpinfer.collectives.mpi import MpiGroup
 from tpinfer.collectives.shared_memory import open_shared_memory
-from tpinfer.config.environment import read_environment
 from tpinfer.config.errors import RankError
 from tpinfer.launching.seat import Seat
 
@@ -189,5 +188,6 @@ def _meeting_place(seat: Seat) -> Path:
 
 
 def _meeting_root(seat: Seat) -> Path:
-    given = read_environment().rendezvous
-    return given if given is not None else Path(tempfile.gettempdir()) / f"tpinfer-{seat.run_id}"
+    if seat.rendezvous is not None:
+        return seat.rendezvous
+    return Path(tempfile.gettempdir()) / f"tpinfer-{seat.run_id}"

@@ -118,7 +118,9 @@ class EngineConfig:
     def _require_types(self) -> None:
         for name in ("memory_utilization", "step_budget_s", "wait_timeout_s"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float | None):
+            if name == "step_budget_s" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ConfigError(f"{name}={value!r} is not a number; give one such as 0.5")
         if not isinstance(self.prefix_caching, bool):
             raise ConfigError(f"prefix_caching={self.prefix_caching!r} must be True or False")

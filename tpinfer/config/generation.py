@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tpinfer.config.errors import ConfigError
 from tpinfer.config.json_keys import JsonKeys
 from tpinfer.config.sampling import SamplingParams
 
@@ -44,7 +45,7 @@ def parse_generation_defaults(generation: Mapping[str, Any], source: str) -> Gen
     if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 0):
         raise keys.error("top_k", "it must be a whole number of 0 (off) or more")
     bos = keys.token_ids("bos_token_id")
-    return GenerationDefaults(
+    found = GenerationDefaults(
         do_sample=keys.flag("do_sample", False),
         temperature=keys.optional_number("temperature", positive=False),
         top_k=top_k,
@@ -54,3 +55,8 @@ def parse_generation_defaults(generation: Mapping[str, Any], source: str) -> Gen
         bos_token_id=bos[0] if bos else None,
         eos_token_ids=keys.token_ids("eos_token_id"),
     )
+    try:
+        found.sampling_params(())
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    return found

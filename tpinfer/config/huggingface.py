@@ -4,6 +4,7 @@ Absent keys take the defaults of transformers' config classes, except sizes, whi
 Does not open weights or tokenizers, and never goes to the network.
 """
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,10 +75,20 @@ def find_model_directory(name_or_path: str, hub_cache: Path | None = None) -> Pa
 
     `hub_cache` defaults to Hugging Face's. Never downloads. Raises ConfigError if neither is there.
     """
-    directory = Path(name_or_path).expanduser()
-    if directory.is_dir():
-        return directory
-    if directory.exists():
+    if not name_or_path:
+        raise ConfigError("the model's name is empty; give a directory or a hub id")
+    try:
+        directory = Path(name_or_path).expanduser()
+        if directory.is_dir():
+            return directory
+        is_file = directory.exists()
+    except (OSError, RuntimeError) as error:  # RuntimeError: ~user without a home
+        raise ConfigError(
+            f"model {reprlib.repr(name_or_path)} cannot be looked at "
+            f"({getattr(error, 'strerror', None) or error}); give a "
+            "directory that can be read, or a hub id"
+        ) from error
+    if is_file:
         raise ConfigError(
             f"model {name_or_path} is a file; give the directory that holds config.json"
         )
@@ -119,7 +130,8 @@ def parse_model_spec(
     window, sliding_layers = _sliding(keys, family, num_layers)
     attention_bias = keys.flag("attention_bias", False)
     extra = JsonKeys(generation or {}, str(Path(source).with_name("generation_config.json")))
-    bos, eos = _special_ids(keys, extra, family)
+    vocab_size = keys.count("vocab_size")
+    bos, eos = _special_ids(keys, extra, family, vocab_size)
     return ModelSpec(
         architecture=architecture,
         num_layers=num_layers,
@@ -128,7 +140,7 @@ def parse_model_spec(
         num_heads=num_heads,
         num_kv_heads=_num_kv_heads(keys, family, num_heads),
         head_dim=_head_dim(keys, family, hidden_size, num_heads),
-        vocab_size=keys.count("vocab_size"),
+        vocab_size=vocab_size,
         max_position=max_position,
         rms_norm_eps=keys.number("rms_norm_eps", 1e-6),
         rope_theta=rope_theta,
@@ -254,10 +266,15 @@ def _layer_types(keys: JsonKeys, num_layers: int) -> tuple[bool, ...]:
 
 
 def _special_ids(
-    keys: JsonKeys, generation: JsonKeys, family: _Family
+    keys: JsonKeys, generation: JsonKeys, family: _Family, vocab_size: int
 ) -> tuple[int | None, tuple[int, ...]]:
     """(bos, eos list) of generation_config.json, else config.json, else the family's own."""
     absent_bos, absent_eos = family.special_ids
     bos = generation.token_ids("bos_token_id") or keys.token_ids("bos_token_id", absent_bos)
-    eos = generation.token_ids("eos_token_id") or keys.token_ids("eos_token_id", absent_eos)
+    found = generation.token_ids("eos_token_id")
+    eos = found or keys.token_ids("eos_token_id", absent_eos)
+    if max(eos, default=0) >= vocab_size:
+        raise (generation if found else keys).error(
+            "eos_token_id", f"vocab_size {vocab_size} allows ids of 0 to {vocab_size - 1}"
+        )
     return bos[0] if bos else None, eos

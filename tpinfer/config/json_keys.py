@@ -93,6 +93,8 @@ class JsonKeys:
 def read_json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises ConfigError where there is no such file or object."""
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ConfigError(f"{path} is no file; give a checkpoint in Hugging Face's layout")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from tpinfer.config.engine import EngineConfig
-from tpinfer.config.errors import RankError
+from tpinfer.config.environment import read_environment
+from tpinfer.config.errors import ConfigError, RankError
 from tpinfer.config.sampling import SamplingParams
 from tpinfer.engine.live import LiveRequest
 from tpinfer.engine.metrics import make_result
@@ -77,8 +78,16 @@ class AsyncEngine:
         cls, model: str = "story", *, tp: int | None = None, **settings: Any
     ) -> "AsyncEngine":
         """Load a model over `tp` ranks, which are started here. `settings` are fields of
-        `EngineConfig`. Raises ConfigError, CheckpointError or RankError.
+        `EngineConfig`. Raises ConfigError, CheckpointError or RankError; ConfigError too where a
+        launcher started more ranks than this one: each would answer callers of its own.
         """
+        launched = read_environment().rank
+        if launched is not None and launched.world > 1:
+            raise ConfigError(
+                f"AsyncEngine starts its ranks itself, and a launcher started this process as rank "
+                f"{launched.rank} of {launched.world}; run the script with plain python and pass "
+                f"tp={launched.world}, or use LLM"
+            )
         config, nobody_waits = engine_settings(model, tp, **settings), threading.Event()
         try:
             return cls(await asyncio.to_thread(_open, config, nobody_waits))

@@ -6,6 +6,7 @@ Rank 0 sends each message and then does it itself; the others do it as it arrive
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Protocol
 
 import torch
@@ -21,6 +22,9 @@ OTHER_RANK = 4
 """Code of a rank that cannot go on because another one does not."""
 EXPLAIN_S = 0.5
 """A broken collective may be noticed a little before the end of the rank that broke it."""
+ATTACH_GRACE_S = 2.0
+"""How long closing waits for a rank that has not opened its end of the wire yet: it comes within
+milliseconds, unless it hangs."""
 _LOOK_AGAIN_S = 0.01
 CommandCall = Callable[[Command], None]
 
@@ -172,6 +176,9 @@ class Executor:
         self._device.close()
         if self._wire is not None:
             self._send(Command("close"))
+            with suppress(RankError):  # one that is gone needs no word
+                # The name goes with the wire: who has not opened it yet would look for it for long.
+                self._wire.wait_attached(ATTACH_GRACE_S)
             self._wire.close()
 
     def _send(self, message: Message) -> None:

@@ -11,13 +11,15 @@ runs the same script; results are on rank 0, the others get empty lists.
 import reprlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from operator import index
 from typing import Any
 
 from tpinfer.config.errors import ConfigError, RankError
 from tpinfer.config.sampling import SamplingParams
 from tpinfer.engine.opened import NO_LISTS, OpenedEngine, PromptInput, engine_settings
 from tpinfer.engine.own_thread import OwnThread
-from tpinfer.engine.requests import GenerationRequest, GenerationResult
+from tpinfer.engine.requests import GenerationRequest, GenerationResult, which_prompt
 from tpinfer.engine.run_report import RunReport
 
 CLOSE_GRACE_S = 5.0
@@ -45,6 +47,7 @@ class LLM:
         self._opened = OpenedEngine(config, progress)
         self._thread = OwnThread("tpinfer-steps") if self._opened.rank == 0 else None
         self._report: RunReport | None = None
+        self._is_cut_off = False  # closed while a call ran
         self._is_over = False  # for ranks other than 0: rank 0 has closed
 
     @property
@@ -80,11 +83,7 @@ class LLM:
 
         def run() -> list[GenerationResult]:
             try:
-                requests = [
-                    opened.request(prompt, one, 0 if priority is None else priority, cache_salt)
-                    for prompt, one, priority in zip(listed, chosen, ranks, strict=True)
-                ]
-                return self._run(requests, leave)
+                return self._run(self._requests(listed, chosen, ranks, cache_salt), leave)
             finally:
                 opened.engine.release_followers()
 
@@ -110,6 +109,7 @@ class LLM:
             while not self._is_over:
                 self._is_over = not self._opened.engine.serve()
         elif not self._thread.close(CLOSE_GRACE_S):
+            self._is_cut_off = True
             self._opened.end_followers()  # what waits for them notices
             self._thread.close(self._opened.config.wait_timeout_s)
         self._opened.close()
@@ -119,6 +119,21 @@ class LLM:
 
     def __exit__(self, *_exception: object) -> None:
         self.close()
+
+    def _requests(
+        self, prompts: list[PromptInput], params: list[Any], priorities: list[Any], cache_salt: str
+    ) -> list[GenerationRequest]:
+        """One each. Raises ConfigError, naming the prompt where there are several."""
+        requests = []
+        for number, prompt in enumerate(prompts):
+            one, priority = params[number], priorities[number]
+            with which_prompt(number, len(prompts)):
+                requests.append(
+                    self._opened.request(
+                        prompt, one, 0 if priority is None else priority, cache_salt
+                    )
+                )
+        return requests
 
     def _run(
         self, requests: Sequence[GenerationRequest], leave: threading.Event
@@ -131,6 +146,8 @@ class LLM:
             self._report = engine.report()
             return results
         except Exception as error:
+            if self._is_cut_off:
+                raise RankError("the engine was closed while requests ran") from error
             cause = self._opened.explain(error)
             if cause is not error:
                 raise cause from error
@@ -141,19 +158,34 @@ def _listed(prompts: PromptInput | Sequence[PromptInput]) -> list[PromptInput]:
     """One prompt alone or a list of them, as a list. Raises ConfigError for none."""
     if isinstance(prompts, str):
         return [prompts]
-    if not isinstance(prompts, Iterable) or isinstance(prompts, NO_LISTS):
+    found: list[Any] | None = None
+    if isinstance(prompts, Iterable) and not isinstance(prompts, NO_LISTS):
+        with suppress(TypeError):  # an array of no dimension is iterable by its type alone
+            found = list(prompts)
+    if found is None:
         raise ConfigError(f"prompts={reprlib.repr(prompts)} is no list; give text or a list of it")
-    found: list[Any] = list(prompts)
-    if found and all(isinstance(one, int) for one in found):
-        return [found]
     if not found:
         raise ConfigError("there are no prompts; give at least one")
-    for place, one in enumerate(found):
-        if not isinstance(one, str) and not (
-            isinstance(one, Sequence) and all(type(token) is int for token in one)
-        ):
-            raise ConfigError(f"prompt {place} is neither text nor a list of token ids")
+    if all(_is_whole(one) for one in found):
+        return [found]
+    for number, one in enumerate(found, 1):
+        is_list = isinstance(one, Iterable) and not isinstance(one, NO_LISTS)
+        if not isinstance(one, str) and (not is_list or _is_whole(one)):
+            raise ConfigError(
+                f"prompt {number} of {len(found)} is neither text nor a list of token ids"
+            )
     return found
+
+
+def _is_whole(value: object) -> bool:
+    """Whether it is one number: Python's, or an array's element."""
+    if isinstance(value, str | Sequence) or not hasattr(value, "__index__"):
+        return False
+    try:
+        index(value)  # pyright: ignore[reportArgumentType]
+    except TypeError:  # an array has the method, whatever its shape
+        return False
+    return True
 
 
 def _per_prompt(given: Any, count: int, what: str) -> list[Any]:

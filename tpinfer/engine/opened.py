@@ -3,7 +3,7 @@ part, where a launcher such as torchrun started them all."""
 
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import replace
+from dataclasses import fields, replace
 from operator import index
 from os import PathLike
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tpinfer.config.dtypes import DType
-from tpinfer.config.engine import EngineConfig
+from tpinfer.config.engine import COMPUTE_DTYPES, EngineConfig
 from tpinfer.config.environment import read_environment
 from tpinfer.config.errors import ConfigError, RankError
 from tpinfer.config.huggingface import read_generation_defaults, read_model_spec
@@ -113,6 +113,7 @@ class OpenedEngine:
         tokenizer = self.tokenizer
         names = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
         text = ChatTemplate(source, names).render(list(messages))
+        _check_text("the conversation", text)
         return tokenizer.encode(text, add_special_tokens=False)
 
     def end_followers(self) -> None:
@@ -195,9 +196,11 @@ def engine_settings(model: str | PathLike[str], tp: int | None, **settings: Any)
         try:
             dtype = None if dtype == "auto" else DType(dtype)
         except ValueError as error:
-            raise ConfigError(f"dtype={dtype!r} is not known; use auto or bfloat16") from error
+            allowed = ", ".join(("auto", *COMPUTE_DTYPES))
+            raise ConfigError(f"dtype={dtype!r} is not known; use one of {allowed}") from error
+    known = {field.name for field in fields(EngineConfig)} - {"model_dir"}
+    wrong = sorted(settings.keys() - known)
+    if wrong:
+        raise ConfigError(f"{wrong[0]} is no setting; use {', '.join(sorted(known))}")
     settings.setdefault("load_format", "random" if is_shape(str(model)) else "auto")
-    try:
-        return EngineConfig(model_dir=model_directory(str(model)), tp=tp, dtype=dtype, **settings)
-    except TypeError as error:
-        raise ConfigError(f"{error}; settings are the fields of EngineConfig") from error
+    return EngineConfig(model_dir=model_directory(str(model)), tp=tp, dtype=dtype, **settings)

@@ -13,7 +13,12 @@ from tpinfer.engine.executor import Executor, InlineDevice, ThreadDevice, follow
 from tpinfer.engine.live import LiveOutput, LiveRequest
 from tpinfer.engine.metrics import Metrics
 from tpinfer.engine.recording import Recording, RunFacts, answer
-from tpinfer.engine.requests import GenerationRequest, GenerationResult, TokenEvent
+from tpinfer.engine.requests import (
+    GenerationRequest,
+    GenerationResult,
+    TokenEvent,
+    which_prompt,
+)
 from tpinfer.engine.run_report import RunReport
 from tpinfer.engine.step_loop import StepLoop, StepOutcome
 from tpinfer.launching.seat import Seat
@@ -140,7 +145,8 @@ class Engine:
         self._finished = lives
         try:
             for index, request in enumerate(requests):
-                lives.append(self.add(request, index))
+                with which_prompt(index, len(requests)):
+                    lives.append(self.add(request, index))
             while self.has_work and not is_over():
                 for event in self.step():
                     asked_ns = perf_counter_ns()

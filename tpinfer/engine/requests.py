@@ -1,8 +1,10 @@
 """What a caller hands to the engine and gets back."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from tpinfer.config.errors import ConfigError
 from tpinfer.config.sampling import SamplingParams
 from tpinfer.engine.attribution import Attribution
 from tpinfer.steps.logprobs import TokenLogprobs
@@ -18,6 +20,17 @@ class GenerationRequest:
     """Lower runs first."""
     cache_salt: str = ""
     """Requests share cached prefixes only with requests of the same salt."""
+
+
+@contextmanager
+def which_prompt(place: int, count: int) -> Iterator[None]:
+    """Say in a ConfigError which of `count` prompts it speaks of, where there are several."""
+    try:
+        yield
+    except ConfigError as error:
+        if count == 1:
+            raise
+        raise ConfigError(f"prompt {place + 1} of {count}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,12 +83,16 @@ def read_failure(rank: int, text: str, exit_status: int) -> Failure:
 def describe_status(exit_status: int) -> str:
     """`killed by SIGKILL (...)` or `exit code 3`, for a process that said nothing itself."""
     if exit_status >= 0:
-        return f"exit code {exit_status} without a message"
-    number = -exit_status
-    name = signal.Signals(number).name if number in list(signal.Signals) else f"signal {number}"
+        ended_by = f" (ended by {_signal_name(exit_status - 128)})" if exit_status > 128 else ""
+        return f"exit code {exit_status} without a message{ended_by}"
+    name = _signal_name(-exit_status)
     hint = {
         "SIGKILL": " (from outside: often the kernel, out of memory; see `dmesg`)",
         "SIGBUS": " (a shared-memory page could not be had; see `df /dev/shm`)",
         "SIGILL": " (an instruction this CPU lacks; rebuild what was compiled elsewhere)",
     }.get(name, "")
     return f"killed by {name}{hint}"
+
+
+def _signal_name(number: int) -> str:
+    return signal.Signals(number).name if number in list(signal.Signals) else f"signal {number}"

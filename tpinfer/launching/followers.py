@@ -17,7 +17,7 @@ from tpinfer.config.environment import child_environment
 from tpinfer.config.errors import RankError
 from tpinfer.launching.child import RankProcess
 from tpinfer.launching.failure import read_failure
-from tpinfer.launching.ranks import shared_variables
+from tpinfer.launching.ranks import make_rendezvous, shared_variables
 from tpinfer.launching.seat import Seat, choose_device, count_gpus
 from tpinfer.launching.sweep import remove_run, sweep_stale
 
@@ -43,9 +43,10 @@ class Followers:
             run_id=variables["TORCHELASTIC_RUN_ID"],
             generation=0,
             launcher="tpinfer",
+            rendezvous=Path(variables["TPINFER_RENDEZVOUS"]),
         )
         sweep_stale()
-        Path(variables["TPINFER_RENDEZVOUS"]).mkdir(mode=0o700)
+        make_rendezvous(Path(variables["TPINFER_RENDEZVOUS"]))
         self._processes: list[subprocess.Popen[bytes]] = []
         self._ranks: list[RankProcess] = []
         self._closing, started = threading.Event(), threading.Event()

@@ -53,14 +53,7 @@ def launch(
     shared = shared_variables(num_ranks, variables or {})
     fork_only = _prepare_fork(start, preload, shared)
     run_id = shared["TORCHELASTIC_RUN_ID"]
-    rendezvous = Path(shared["TPINFER_RENDEZVOUS"])
-    try:
-        rendezvous.mkdir(mode=0o700)
-    except OSError as error:
-        raise ConfigError(
-            f"{rendezvous.parent}: cannot be written ({error.strerror}), and ranks of one host "
-            "meet there; mount a writable tmpfs or use one rank"
-        ) from error
+    make_rendezvous(Path(shared["TPINFER_RENDEZVOUS"]))
     with caught_signals() as signals:
         keyboard = Keyboard() if reads_stdin and _is_terminal(0) else None
         stdin = keyboard.read_end if keyboard is not None else (0 if reads_stdin else None)
@@ -100,6 +93,17 @@ def shared_variables(num_ranks: int, variables: Mapping[str, str]) -> dict[str, 
         "TPINFER_LAUNCHER": "tpinfer",
         "TPINFER_RENDEZVOUS": str(segment_path(f"{run_id}-rendezvous")),
     }
+
+
+def make_rendezvous(directory: Path) -> None:
+    """Make the directory in which the ranks of a run meet. Raises ConfigError."""
+    try:
+        directory.mkdir(mode=0o700)
+    except OSError as error:
+        raise ConfigError(
+            f"{directory.parent}: cannot be written ({error.strerror}), and ranks of one host "
+            "meet there; mount a writable tmpfs or use one rank"
+        ) from error
 
 
 def _prepare_fork(start: StartMethod, preload: Sequence[str], shared: Mapping[str, str]) -> bool:

@@ -38,6 +38,8 @@ class Seat:
     """How often the group was built again; 0 the first time."""
     launcher: Starter
     """What started the ranks; `single` when nothing did."""
+    rendezvous: Path | None = None
+    """Directory made for the ranks to meet in; None where the launcher made none."""
 
 
 def seat_from_environment(
@@ -63,6 +65,7 @@ def seat_from_environment(
         run_id=run_id_of(found),
         generation=found.restart_count,
         launcher=found.launcher,
+        rendezvous=environment.rendezvous,
     )
 
 
