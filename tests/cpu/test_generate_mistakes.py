@@ -136,12 +136,12 @@ def test_prompts_that_cannot_be_read(model: Path, tmp_path: Path, capsys) -> Non
         (
             "--tp 2",
             json.dumps({"prompt_token_ids": [7] * 300}).encode(),
-            "a prompt of 300 tokens and --max-tokens 128 make 428, but --max-model-len is 256",
+            "a prompt of 300 tokens and --max-tokens 128 make 428, but 256 is the limit",
         ),
         (
             "--max-model-len 16 --max-tokens 99999999999999999999",
             b'{"prompt": "hi"}',
-            "but --max-model-len is 16; shorten one or raise the limit",
+            "but 16 is the limit (--max-model-len, at most the model's own); shorten one",
         ),
         (
             "--kv-bytes 7000",

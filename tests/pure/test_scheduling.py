@@ -66,7 +66,7 @@ def test_a_stop_token_ends_a_sequence() -> None:
 def test_what_never_fits_is_refused_with_both_numbers() -> None:
     with pytest.raises(ConfigError, match=r"needs 8 KV blocks .* has 4"):
         Scheduler(limits(num_blocks=4)).add(sequence(20, 13))
-    with pytest.raises(ConfigError, match=r"make 70, but --max-model-len is 64"):
+    with pytest.raises(ConfigError, match=r"make 70, but 64 is the limit"):
         Scheduler(limits()).add(sequence(60, 10))
     with pytest.raises(ConfigError, match="no tokens"):
         Scheduler(limits()).add(sequence(0, 10))

@@ -121,8 +121,8 @@ def check_request(sequence: Sequence, limits: SchedulerLimits) -> None:
     if length + sequence.max_tokens > limits.max_model_len:
         raise ConfigError(
             f"a prompt of {length} tokens and --max-tokens {sequence.max_tokens} make "
-            f"{length + sequence.max_tokens}, but --max-model-len is {limits.max_model_len}; "
-            "shorten one or raise the limit"
+            f"{length + sequence.max_tokens}, but {limits.max_model_len} is the limit "
+            "(--max-model-len, at most the model's own); shorten one"
         )
     needed, room = -(-(length + sequence.max_tokens - 1) // size), limits.num_blocks
     if limits.window is not None and (limits.window + size - 2) // size + 1 < needed:
