@@ -91,8 +91,9 @@ class BlockPool:
             )
         self._evict_for(count, first)
         taken = self._runs.take(count, first, after, room)
+        references = self._references
         for block in taken:
-            self._references[block] = 1
+            references[block] = 1
         self.num_referenced += count
         return taken
 
@@ -127,18 +128,21 @@ class BlockPool:
     def release(self, blocks: Iterable[int], keep: Callable[[int], bool]) -> None:
         """Let go of blocks; the last to do so frees one, or leaves it cached where `keep` says
         so."""
-        references, cached, groups = self._references, self._cached, self.num_groups
-        num_left = 0
+        references, groups = self._references, self.num_groups
+        left = []
         for block in blocks:
-            references[block] -= 1
-            if references[block]:
-                continue
-            num_left += 1
-            if keep(block):
-                cached[block % groups][block] = None
-            else:
-                self._runs.give_back(block)
-        self.num_referenced -= num_left
+            references[block] = others = references[block] - 1
+            if not others:
+                left.append(block)
+        self.num_referenced -= len(left)
+        kept = {block: None for block in left if keep(block)}
+        if len(kept) < len(left):
+            self._give_back([block for block in left if block not in kept])
+        if groups == 1:
+            self._cached[0].update(kept)
+            return
+        for block in kept:
+            self._cached[block % groups][block] = None
 
     def recount(self, held: Iterable[Sequence[int]]) -> None:
         """Raises RuntimeError unless `held`, the blocks of each holder, says what the pool says."""
@@ -167,7 +171,20 @@ class BlockPool:
 
     def _evict(self, of_class: int, count: int) -> None:
         cached = self._cached[of_class]
+        evicted = []
         for _ in range(min(len(cached), max(count, self._evict_ahead))):
             block, _ = cached.popitem(last=False)
             self._on_evict(block)
-            self._runs.give_back(block)
+            evicted.append(block)
+        self._give_back(evicted)
+
+    def _give_back(self, blocks: list[int]) -> None:
+        """Free blocks, neighbours together."""
+        blocks.sort()
+        first = end = blocks[0]
+        for block in blocks:
+            if block != end:
+                self._runs.give_back(first, end - first)
+                first = block
+            end = block + 1
+        self._runs.give_back(first, end - first)

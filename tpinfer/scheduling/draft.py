@@ -21,6 +21,8 @@ class Scheduled:
     """In the order of `records`."""
     num_decodes: int = 0
     """Leading sequences with one query token and one sample."""
+    ended: set[int] = field(default_factory=set)
+    """Ids of sequences that have ended since."""
     stale: set[int] = field(default_factory=set)
     """Ids of sequences that were preempted since: the keys and values that the step gave them are
     not in their blocks any more. What it drew for them counts."""
@@ -53,15 +55,22 @@ class Draft:
         """Let a sequence compute `count` tokens more, for which it has the blocks."""
         left = sequence.num_left
         if left == 1:
-            self.late_decodes.append(sequence)
-            self.budget.num_tokens -= 1
-        else:
-            self.prompts.append(sequence)
-            self.counts.append(count)
-            self.samples.append(int(count == left))
-            self.budget.take(sequence, sequence.num_planned, count)
+            self.decode(sequence, new_blocks)
+            return
+        self.prompts.append(sequence)
+        self.counts.append(count)
+        self.samples.append(int(count == left))
+        self.budget.take(sequence, sequence.num_planned, count)
         sequence.num_planned += count
         sequence.num_left = max(1, left - count)  # where it draws, the drawn token is left
+        if new_blocks:
+            self.new_blocks.append((sequence.row, *new_blocks))
+
+    def decode(self, sequence: Sequence, new_blocks: list[int]) -> None:
+        """The same for one that has one token left."""
+        self.late_decodes.append(sequence)
+        self.budget.num_tokens -= 1
+        sequence.num_planned += 1
         if new_blocks:
             self.new_blocks.append((sequence.row, *new_blocks))
 

@@ -20,16 +20,21 @@ class FreeRuns:
         self._sizes = 0  # bit k: some run's size has bit length k
         self._open(0, num_blocks)
 
-    def give_back(self, block: int) -> None:
-        """Free a block."""
-        start, end = self._start.get(block, block), block + 1
+    def give_back(self, block: int, count: int = 1) -> None:
+        """Free `count` blocks from `block` on."""
+        start, end, stop = self._start.get(block, block), block + count, block + count
         if start != block:
             self._close(start)
-        if end in self._end:
-            end = self._close(end)
-        self._open(start, end)
-        self._is_free[block] = 1
-        self.num_free[block % self._num_groups] += 1
+        if stop in self._end:
+            stop = self._close(stop)
+        self._open(start, stop)
+        self._is_free[block:end] = b"\1" * count
+        groups = self._num_groups
+        if groups == 1:
+            self.num_free[0] += count
+            return
+        for first in range(block, min(end, block + groups)):  # one of each class, for all of it
+            self.num_free[first % groups] += len(range(first, end, groups))
 
     def take_at(self, block: int) -> bool:
         """Take one block if it is the first of a run, as one behind a held block is if it is free;
@@ -74,7 +79,8 @@ class FreeRuns:
     def take_one(self, place: int, room: int) -> int:
         """The same for one block that adjoins none."""
         start, at, _ = self._place(place, max(room, 1))
-        self._carve(start, at, at + 1)
+        if start != at or not self.take_at(at):
+            self._carve(start, at, at + 1)
         return at
 
     def _place(self, first: int, room: int) -> tuple[int, int, int]:

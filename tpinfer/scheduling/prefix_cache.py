@@ -7,10 +7,14 @@ those share nothing. BLAKE2b with 16 bytes (RFC 7693): two contents that collide
 """
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from hashlib import blake2b
+from struct import Struct
 
 KEY_BYTES = 16
+_UNUSED_HASH = blake2b(digest_size=KEY_BYTES)
+"""Copied for each key: half as long as a constructor with arguments."""
 
 
 def root_key(cache_salt: str, adapter: str) -> bytes:
@@ -22,15 +26,27 @@ def root_key(cache_salt: str, adapter: str) -> bytes:
 
 def block_key(parent: bytes, token_ids: tuple[int, ...] | list[int]) -> bytes:
     """Key of the block with these tokens behind the block of `parent`."""
-    return blake2b(parent + array("q", token_ids).tobytes(), digest_size=KEY_BYTES).digest()
+    return _hashed(parent + _packer(len(token_ids))(*token_ids))
 
 
 def chain_keys(parent: bytes, token_ids: tuple[int, ...] | list[int], size: int) -> Iterator[bytes]:
     """Keys of the full blocks of `size` tokens in `token_ids`, which follow those of `parent`."""
     content, step = array("q", token_ids).tobytes(), 8 * size
     for start in range(0, len(content) - step + 1, step):
-        parent = blake2b(parent + content[start : start + step], digest_size=KEY_BYTES).digest()
+        parent = _hashed(parent + content[start : start + step])
         yield parent
+
+
+@cache
+def _packer(count: int) -> Callable[..., bytes]:
+    """What writes `count` tokens as `array("q")` does, for few tokens in a fifth of the time."""
+    return Struct(f"={count}q").pack
+
+
+def _hashed(content: bytes) -> bytes:
+    digest = _UNUSED_HASH.copy()
+    digest.update(content)
+    return digest.digest()
 
 
 class PrefixIndex:
@@ -51,12 +67,13 @@ class PrefixIndex:
         """Whether the block can be found by its content."""
         return self._key_of[block] is not None
 
-    def insert(self, keys: Iterable[bytes], blocks: Iterable[int]) -> None:
+    def insert(self, keys: list[bytes], blocks: list[int]) -> None:
         """Let each block be found by its key. The first block with a content stays the one
         found."""
-        keep, key_of = self._block_of.setdefault, self._key_of
-        for key, block in zip(keys, blocks, strict=True):
-            if keep(key, block) == block:
+        key_of = self._key_of
+        found = list(map(self._block_of.setdefault, keys, blocks))
+        for key, block, first in zip(keys, blocks, found, strict=True):
+            if block == first:
                 key_of[block] = key
 
     def insert_one(self, key: bytes, block: int) -> None:

@@ -125,15 +125,15 @@ class Scheduler:
         flight, or another number of tokens than it draws.
         """
         drawn, plan = list(tokens), scheduled.plan
-        if len(drawn) != sum(plan.num_samples):
-            raise ValueError(
-                f"step {plan.step_id} draws {sum(plan.num_samples)} tokens, {len(drawn)} came"
-            )
+        num_drawn = scheduled.num_decodes + sum(plan.num_samples[scheduled.num_decodes :])
+        if len(drawn) != num_drawn:
+            raise ValueError(f"step {plan.step_id} draws {num_drawn} tokens, {len(drawn)} came")
         self._leave_flight(scheduled)
         # With nobody preempted since, all but prompts takes the short way.
         num_short = 0 if scheduled.stale else scheduled.num_decodes
-        pairs = zip(scheduled.sequences[:num_short], drawn, strict=False)
-        news = [pair for pair in pairs if pair[0].row >= 0]
+        news = list(zip(scheduled.sequences[:num_short], drawn, strict=False))
+        if scheduled.ended:
+            news = [pair for pair in news if pair[0].row >= 0]
         for sequence, token in news:
             sequence.num_computed = computed = sequence.num_computed + 1
             sequence.token_ids.append(token)
@@ -266,6 +266,8 @@ class Scheduler:
     def _end(self, sequence: Sequence, reason: str) -> None:
         del self._unfinished[sequence.id]
         sequence.finish_reason = reason
+        for scheduled in self._in_flight:
+            scheduled.ended.add(sequence.id)
         if reason == "error":
             self._blocks.forget(sequence)
         if sequence.row >= 0:

@@ -81,21 +81,24 @@ class SequenceBlocks:
 
     def extend(self, sequence: Sequence) -> list[int] | None:
         """The short way for a decode: take the block that the next token needs, or none if none is
-        needed. None where `slide`, `most` and `grow` must see to it."""
-        held = sequence.blocks
+        needed, and note the border. None where `slide`, `most`, `grow` and `mark_borders` must see
+        to it."""
+        held, size = sequence.blocks, self._size
         if self._window is not None or not held:
             return None
-        if sequence.num_planned < len(held) * self._size:
-            return []
-        block = held[-1] + 1
-        if not self.pool.extend(held[-1]):
-            room = -(-sequence.max_context // self._size) - len(held)
-            found = self.pool.take_one(len(held), room)
-            if found is None:
-                return None
-            block = found
-        held.append(block)
-        return [block]
+        taken = []
+        if sequence.num_planned >= len(held) * size:
+            block = held[-1] + 1
+            if not self.pool.extend(held[-1]):
+                room = -(-sequence.max_context // size) - len(held)
+                found = self.pool.take_one(len(held), room)
+                if found is None:
+                    return None
+                block = found
+            held.append(block)
+            taken.append(block)
+        sequence.free_until = min(len(held) * size, sequence.max_context)
+        return taken
 
     def grow(self, sequence: Sequence, stop: int) -> list[int]:
         """Take the blocks that tokens up to `stop` still need; returns them."""
@@ -155,16 +158,16 @@ class SequenceBlocks:
     def register(self, sequence: Sequence) -> list[bytes]:
         """Put blocks that are full of committed tokens into the prefix cache; returns the keys."""
         first, stop = sequence.num_registered, sequence.num_computed // self._size
-        self.know_keys(sequence)
-        dropped = sequence.num_dropped_blocks
+        keys, dropped = sequence.keys, sequence.num_dropped_blocks
+        if stop > len(keys):
+            self.know_keys(sequence)
         held = max(first, dropped)
         if held == stop - 1:  # the short way, for a decode
-            self.index.insert_one(sequence.keys[held], sequence.blocks[held - dropped])
+            self.index.insert_one(keys[held], sequence.blocks[held - dropped])
         elif held < stop:
-            blocks = sequence.blocks[held - dropped : stop - dropped]
-            self.index.insert(sequence.keys[held:stop], blocks)
+            self.index.insert(keys[held:stop], sequence.blocks[held - dropped : stop - dropped])
         sequence.num_registered = stop
-        return sequence.keys[first:stop]
+        return keys[first:stop]
 
     def find(self, sequence: Sequence) -> Hit:
         """The longest prefix of a waiting sequence that can be taken over, short of its last

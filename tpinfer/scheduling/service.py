@@ -71,7 +71,12 @@ class Service:
             ):
                 continue
             count = 1
-            if left > 1:
+            if left == 1:
+                new_blocks = self._blocks.extend(sequence)
+                if new_blocks is not None:
+                    draft.decode(sequence, new_blocks)
+                    continue
+            else:
                 kept = min(num_decodes, budget.num_tokens - 1)  # for those behind it
                 budget.num_tokens -= kept
                 count = budget.chunk(sequence, sequence.num_planned, left)
@@ -82,12 +87,6 @@ class Service:
     def _serve(self, draft: Draft, sequence: Sequence, count: int) -> None:
         """Let a running sequence compute up to `count` tokens, as far as there are blocks."""
         blocks, running = self._blocks, self._rows.running
-        if sequence.num_left == 1:
-            new_blocks = blocks.extend(sequence)
-            if new_blocks is not None:
-                draft.run(sequence, 1, new_blocks)
-                blocks.mark_borders(sequence)
-                return
         self._rows.drop(sequence, blocks.slide(sequence))
         there = blocks.most(sequence, count)
         while not there and running[-1] is not sequence:
