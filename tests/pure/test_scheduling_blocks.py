@@ -46,7 +46,7 @@ def test_the_pool_never_lends_a_block_twice_and_keeps_classes(
             _, blocks = held.pop(choices.draw(st.integers(0, len(held) - 1)))
             keep = choices.draw(st.booleans())
             cached |= {b for b in blocks if keep and pool.references(b) == 1}
-            pool.release(blocks, lambda _, keep=keep: keep)
+            pool.release(blocks, [b"key" if keep else None] * num_blocks)
         elif action == "share" and cached:
             block = choices.draw(st.sampled_from(sorted(cached)))
             cached.remove(block)
@@ -65,8 +65,10 @@ def test_free_runs_are_what_a_set_says(
         taken = sorted(set(range(num_blocks)) - free)
         if taken and choices.draw(st.booleans()):
             block = choices.draw(st.sampled_from(taken))
-            runs.give_back(block)
-            free.add(block)
+            most = next(i for i in range(num_blocks) if block + i + 1 not in taken) + 1
+            count = choices.draw(st.integers(1, most))
+            runs.give_back(block, count)
+            free.update(range(block, block + count))
         elif taken and choices.draw(st.booleans()):
             block = choices.draw(st.sampled_from(taken)) + 1
             is_first = block in free
@@ -95,7 +97,7 @@ def test_growth_goes_on_behind_the_last_block() -> None:
 def test_evicted_neighbours_make_a_run_again() -> None:
     pool = BlockPool(128)
     blocks = pool.take(128)
-    pool.release(reversed(blocks), lambda _: True)
+    pool.release(reversed(blocks), [b"key"] * 128)
     assert (pool.num_free, pool.num_cached, pool.num_available) == (0, 128, 128)
     (block,) = pool.take(1, room=4)
     assert (pool.num_free, pool.num_cached) == (3, 124), "a 32nd of the cache at once"

@@ -125,24 +125,26 @@ class BlockPool:
             self.num_referenced += 1
         self._references[block] += 1
 
-    def release(self, blocks: Iterable[int], keep: Callable[[int], bool]) -> None:
-        """Let go of blocks; the last to do so frees one, or leaves it cached where `keep` says
-        so."""
-        references, groups = self._references, self.num_groups
-        left = []
+    def release(self, blocks: Iterable[int], content: Sequence[object]) -> None:
+        """Let go of blocks; the last to do so frees one, or leaves it cached where `content` has
+        something other than None at its place."""
+        references, cached, groups = self._references, self._cached, self.num_groups
+        of_one = cached[0] if groups == 1 else None
+        num_left, freed = 0, []
         for block in blocks:
             references[block] = others = references[block] - 1
-            if not others:
-                left.append(block)
-        self.num_referenced -= len(left)
-        kept = {block: None for block in left if keep(block)}
-        if len(kept) < len(left):
-            self._give_back([block for block in left if block not in kept])
-        if groups == 1:
-            self._cached[0].update(kept)
-            return
-        for block in kept:
-            self._cached[block % groups][block] = None
+            if others:
+                continue
+            num_left += 1
+            if content[block] is None:
+                freed.append(block)
+            elif of_one is not None:
+                of_one[block] = None
+            else:
+                cached[block % groups][block] = None
+        self.num_referenced -= num_left
+        if freed:
+            self._give_back(freed)
 
     def recount(self, held: Iterable[Sequence[int]]) -> None:
         """Raises RuntimeError unless `held`, the blocks of each holder, says what the pool says."""

@@ -54,7 +54,8 @@ class PrefixIndex:
 
     def __init__(self, num_blocks: int) -> None:
         self._block_of: dict[bytes, int] = {}
-        self._key_of: list[bytes | None] = [None] * num_blocks
+        self.key_of: list[bytes | None] = [None] * num_blocks
+        """Key of each block that can be found by its content, None for the others; to be read."""
 
     def __len__(self) -> int:
         return len(self._block_of)
@@ -63,14 +64,10 @@ class PrefixIndex:
         """The block with the content of `key`."""
         return self._block_of.get(key)
 
-    def has(self, block: int) -> bool:
-        """Whether the block can be found by its content."""
-        return self._key_of[block] is not None
-
     def insert(self, keys: list[bytes], blocks: list[int]) -> None:
         """Let each block be found by its key. The first block with a content stays the one
         found."""
-        key_of = self._key_of
+        key_of = self.key_of
         found = list(map(self._block_of.setdefault, keys, blocks))
         for key, block, first in zip(keys, blocks, found, strict=True):
             if block == first:
@@ -79,12 +76,12 @@ class PrefixIndex:
     def insert_one(self, key: bytes, block: int) -> None:
         """The same for one block."""
         if self._block_of.setdefault(key, block) == block:
-            self._key_of[block] = key
+            self.key_of[block] = key
 
     def remove(self, block: int) -> bytes | None:
         """Let `block` not be found any more; returns its key if it had one."""
-        key = self._key_of[block]
+        key = self.key_of[block]
         if key is not None:
-            self._key_of[block] = None
+            self.key_of[block] = None
             del self._block_of[key]
         return key

@@ -316,7 +316,7 @@ class SequenceBlocks:
         return self.index.find(key) is not None or self.host.find(key, place) is not None
 
     def _release(self, blocks: Iterable[int]) -> None:
-        self.pool.release(blocks, self.index.has)
+        self.pool.release(blocks, self.index.key_of)
 
     def _evicted(self, block: int) -> None:
         key = self.index.remove(block)
