@@ -8,29 +8,23 @@ they get it with less work than if they went first.
 
 from tpinfer.config.errors import ConfigError
 from tpinfer.scheduling.draft import Draft
-from tpinfer.scheduling.limits import SchedulerLimits, SchedulerStats
+from tpinfer.scheduling.limits import SchedulerLimits
+from tpinfer.scheduling.prefixes import NO_HIT, Hit
 from tpinfer.scheduling.request import Sequence
-from tpinfer.scheduling.rows import RunningRows
-from tpinfer.scheduling.sequence_blocks import NO_HIT, Hit, SequenceBlocks
-from tpinfer.scheduling.waiting import WaitingQueue
+from tpinfer.scheduling.state import SchedulerState
 
 
 class Admission:
     """From the queue into rows."""
 
-    def __init__(
-        self,
-        limits: SchedulerLimits,
-        waiting: WaitingQueue,
-        rows: RunningRows,
-        blocks: SequenceBlocks,
-        stats: SchedulerStats,
-    ) -> None:
-        self._limits = limits
-        self._waiting = waiting
-        self._rows = rows
-        self._blocks = blocks
-        self._stats = stats
+    def __init__(self, state: SchedulerState) -> None:
+        self._limits = state.limits
+        self._stats = state.stats
+        self._waiting = state.waiting
+        self._rows = state.rows
+        self._blocks = state.blocks
+        self._prefixes = state.prefixes
+        self._store = state.store
 
     def admit(self, draft: Draft, now_ns: int) -> None:
         """Let in who is next, as long as rows, tokens and blocks last."""
@@ -40,7 +34,7 @@ class Admission:
             if sequence is None or sequence.num_drawing:
                 return
             spare = self._spare(draft)
-            if self._blocks.pool.num_available <= spare:
+            if self._store.pool.num_available <= spare:
                 return
             if sequence.host_blocks:
                 count = self._move_in(draft, sequence, spare)
@@ -49,7 +43,7 @@ class Admission:
             else:
                 hit = NO_HIT
                 if not sequence.wants_whole_prompt:
-                    hit, most = self._blocks.find(sequence), self._blocks.most_hits(sequence)
+                    hit, most = self._prefixes.find(sequence), self._prefixes.most_hits(sequence)
                     if self._waiting.step_aside(sequence, hit.stop, most):
                         self._waiting.pop()
                         continue
@@ -77,7 +71,7 @@ class Admission:
         if family is None or not family.is_ready or sequence.token_ids:
             return False
         for member in family.members:
-            if member is not sequence and self._blocks.fork(member, sequence, spare):
+            if member is not sequence and self._prefixes.fork(member, sequence, spare):
                 self._stats.num_forked += 1
                 return True
         return False
@@ -88,11 +82,11 @@ class Admission:
         size, start = self._limits.block_size, hit.stop * self._limits.block_size
         stop = start + draft.budget.chunk(sequence, start, sequence.num_tokens - start)
         if not self._rows.running:  # as much as the cache allows, so that somebody runs
-            most = self._blocks.pool.most(hit.first, -(-stop // size) - hit.first)
+            most = self._store.pool.most(hit.first, -(-stop // size) - hit.first)
             stop = min(stop, (hit.first + most) * size)
         elif sequence.num_preemptions:  # with all its blocks, not to be preempted again at once
             spare += -(-sequence.num_tokens // size) - -(-stop // size)
-        if stop <= start or not self._blocks.take_over(sequence, hit, stop, spare):
+        if stop <= start or not self._prefixes.take_over(sequence, hit, stop, spare):
             return 0
         self._stats.num_queried_tokens += sequence.num_tokens
         self._stats.num_hit_tokens += start
@@ -108,7 +102,7 @@ class Admission:
         self._blocks.grow(sequence, sequence.num_planned + count)
         draft.run(sequence, count, sequence.blocks)
         self._blocks.mark_borders(sequence)
-        self._blocks.mark_full(sequence)
+        self._prefixes.mark_full(sequence)
 
 
 def check_request(sequence: Sequence, limits: SchedulerLimits) -> None:

@@ -2,16 +2,16 @@
 
 from collections.abc import Collection
 
+from tpinfer.scheduling.block_store import BlockStore
 from tpinfer.scheduling.request import Sequence
 from tpinfer.scheduling.rows import RunningRows
-from tpinfer.scheduling.sequence_blocks import SequenceBlocks
 
 
-def check_sums(blocks: SequenceBlocks, rows: RunningRows, unfinished: Collection[Sequence]) -> None:
+def check_sums(store: BlockStore, rows: RunningRows, unfinished: Collection[Sequence]) -> None:
     """Raises RuntimeError, with numbers, unless free, cached and referenced blocks make up the
     cache and its host tier, and every row is free or has one sequence."""
-    blocks.pool.recount([sequence.blocks for sequence in unfinished])
-    host = blocks.host
+    store.pool.recount([sequence.blocks for sequence in unfinished])
+    host = store.host
     held = sum(len(sequence.host_blocks) for sequence in unfinished)
     if held != host.num_held or host.num_free + host.num_cached + held != host.num_blocks:
         raise RuntimeError(
@@ -25,14 +25,12 @@ def check_sums(blocks: SequenceBlocks, rows: RunningRows, unfinished: Collection
         )
 
 
-def check_at_rest(
-    blocks: SequenceBlocks, rows: RunningRows, unfinished: Collection[Sequence]
-) -> None:
+def check_at_rest(store: BlockStore, rows: RunningRows, unfinished: Collection[Sequence]) -> None:
     """Raises RuntimeError, with numbers, when anything is held though nothing is left to do."""
-    check_sums(blocks, rows, unfinished)
-    if unfinished or blocks.pool.num_referenced or blocks.host.num_held or rows.running:
+    check_sums(store, rows, unfinished)
+    if unfinished or store.pool.num_referenced or store.host.num_held or rows.running:
         raise RuntimeError(
             f"not at rest: {len(unfinished)} sequences unfinished, {len(rows.running)} in rows, "
-            f"{blocks.pool.num_referenced} of {blocks.pool.num_blocks} blocks referenced, "
-            f"{blocks.host.num_held} of {blocks.host.num_blocks} host blocks held"
+            f"{store.pool.num_referenced} of {store.pool.num_blocks} blocks referenced, "
+            f"{store.host.num_held} of {store.host.num_blocks} host blocks held"
         )

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from tpinfer.scheduling.block_store import Moves
 from tpinfer.scheduling.budget import StepBudget
 from tpinfer.scheduling.request import Sequence
-from tpinfer.scheduling.sequence_blocks import Moves
 from tpinfer.steps.plan import SequenceRecord, StepPlan
 
 

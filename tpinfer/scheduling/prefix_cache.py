@@ -26,14 +26,18 @@ def root_key(cache_salt: str, adapter: str) -> bytes:
 
 def block_key(parent: bytes, token_ids: tuple[int, ...] | list[int]) -> bytes:
     """Key of the block with these tokens behind the block of `parent`."""
-    return _hashed(parent + _packer(len(token_ids))(*token_ids))
+    digest = _UNUSED_HASH.copy()
+    digest.update(parent + _packer(len(token_ids))(*token_ids))
+    return digest.digest()
 
 
 def chain_keys(parent: bytes, token_ids: tuple[int, ...] | list[int], size: int) -> Iterator[bytes]:
     """Keys of the full blocks of `size` tokens in `token_ids`, which follow those of `parent`."""
     content, step = array("q", token_ids).tobytes(), 8 * size
     for start in range(0, len(content) - step + 1, step):
-        parent = _hashed(parent + content[start : start + step])
+        digest = _UNUSED_HASH.copy()
+        digest.update(parent + content[start : start + step])
+        parent = digest.digest()
         yield parent
 
 
@@ -41,12 +45,6 @@ def chain_keys(parent: bytes, token_ids: tuple[int, ...] | list[int], size: int)
 def _packer(count: int) -> Callable[..., bytes]:
     """What writes `count` tokens as `array("q")` does, for few tokens in a fifth of the time."""
     return Struct(f"={count}q").pack
-
-
-def _hashed(content: bytes) -> bytes:
-    digest = _UNUSED_HASH.copy()
-    digest.update(content)
-    return digest.digest()
 
 
 class PrefixIndex:

@@ -3,41 +3,26 @@ blocks. Where blocks run out, the last in order gives way: its tokens are comput
 its blocks move to host memory, whichever is priced lower.
 """
 
-from collections.abc import Iterable
-
-from tpinfer.scheduling.budget import StepCosts
-from tpinfer.scheduling.draft import Draft, Scheduled
-from tpinfer.scheduling.limits import SchedulerLimits, SchedulerStats
+from tpinfer.scheduling.draft import Draft
 from tpinfer.scheduling.request import NEVER, Sequence
-from tpinfer.scheduling.rows import RunningRows
-from tpinfer.scheduling.sequence_blocks import SequenceBlocks
-from tpinfer.scheduling.waiting import WaitingQueue
+from tpinfer.scheduling.state import SchedulerState
 
 
 class Service:
     """For sequences that have a row."""
 
-    def __init__(
-        self,
-        limits: SchedulerLimits,
-        costs: StepCosts | None,
-        waiting: WaitingQueue,
-        rows: RunningRows,
-        blocks: SequenceBlocks,
-        stats: SchedulerStats,
-    ) -> None:
-        self._limits = limits
-        self._costs = costs
-        self._waiting = waiting
-        self._rows = rows
-        self._blocks = blocks
-        self._stats = stats
-        self._in_flight: tuple[Scheduled, ...] = ()
+    def __init__(self, state: SchedulerState) -> None:
+        self._limits = state.limits
+        self._costs = state.costs
+        self._stats = state.stats
+        self._waiting = state.waiting
+        self._rows = state.rows
+        self._blocks = state.blocks
+        self._in_flight = state.in_flight
         self._step_id = 0  # NEVER with no step in flight: then nobody is held back
 
-    def serve(self, draft: Draft, step_id: int, in_flight: Iterable[Scheduled]) -> None:
+    def serve(self, draft: Draft, step_id: int) -> None:
         """Put into step `step_id` those who run, as far as tokens, time and blocks last."""
-        self._in_flight = tuple(in_flight)
         self._step_id = step_id if self._in_flight else NEVER
         running, budget = self._rows.running, draft.budget
         budget.reserve_decodes(running)

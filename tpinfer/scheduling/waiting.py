@@ -66,7 +66,8 @@ class WaitingQueue:
         """Blocks of a sequence with these keys, its next ones, can be found from now on."""
         if self._owner:
             self._owner.pop(keys[0], None)
-        self.computing(sequence)
+        if sequence.num_registered < len(sequence.keys):
+            self.computing(sequence)
         if self._behind:
             for key in keys:
                 self._wake(key)
