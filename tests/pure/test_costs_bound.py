@@ -85,7 +85,8 @@ def test_collectives_and_only_they_are_transfer(kind: OpKind) -> None:
 
 
 def test_a_collective_takes_a_latency_and_its_bytes() -> None:
-    assert collective_floor_s(0, CEILINGS) == 5e-6
+    assert collective_floor_s(0, CEILINGS) == 0, "with nothing to send it does not take place"
+    assert collective_floor_s(1, CEILINGS) == pytest.approx(5e-6 + 1e-9)
     assert collective_floor_s(10**9, CEILINGS) == pytest.approx(1 + 5e-6)
     alone = replace(CEILINGS, collective_latency_s=0.0, collective_bytes_per_s=float("inf"))
     assert collective_floor_s(10**9, alone) == 0

@@ -1,6 +1,9 @@
 """The predicted time of a step: the same as every op priced by itself, and what a scheduler may
 ask."""
 
+from dataclasses import replace
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,7 +14,7 @@ from tpinfer.config.ceilings import Ceilings, MemoryLevel
 from tpinfer.config.dtypes import DType
 from tpinfer.costs.bound import classify
 from tpinfer.costs.ledger import CostLedger
-from tpinfer.costs.ops import StepAggregates
+from tpinfer.costs.ops import StepAggregates, aggregate
 from tpinfer.costs.step_time import StepSums, StepTime
 from tpinfer.sharding.partition import partition_model
 
@@ -94,6 +97,27 @@ def test_more_tokens_never_take_less(
         assert fewer <= time.step_ns(sums.with_one(count + 1, count + 1, 0, 0))
     assert time.recompute_ns(count) > 0
     assert time.swap_ns(3) == round(2e9 * 3 * 16 * ledger.kv_bytes_per_token / 1e9)
+
+
+@pytest.mark.parametrize(
+    ("rows", "full_rows", "num_gathers"),
+    [(0, 0, 0), (3, 0, 1), (3, 1, 3)],
+    ids=["in the middle of a prompt", "greedy", "one row by mass"],
+)
+def test_a_step_pays_for_the_collectives_that_take_place(
+    rows: int, full_rows: int, num_gathers: int
+) -> None:
+    """Greedy rows send their likeliest keys and no more, although the program has other gathers."""
+    spec = tiny()
+    ledger = CostLedger(spec, partition_model(spec, 2), 0, DType.FLOAT32, DType.FLOAT32)
+    sums = aggregate([1, 1, 1], [5, 6, 7], rows, full_rows)
+    slow, slower = (
+        StepTime(ledger, replace(CPU_CEILINGS, collective_latency_s=latency_s), 16, 1e9)
+        for latency_s in (1e-3, 2e-3)
+    )
+    num_reduces = 1 + 2 * spec.num_layers
+    added_ns = slower.step_ns(sums) - slow.step_ns(sums)
+    assert added_ns == pytest.approx(1e6 * (num_reduces + num_gathers), abs=2)
 
 
 def test_ranks_that_share_a_kv_head_move_blocks_together() -> None:

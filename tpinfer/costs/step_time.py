@@ -92,14 +92,14 @@ class StepTime:
             for (is_collective, one), count in counted.items()
             if not is_collective
         ]
-        sent = Formula()
-        num_collectives = 0
-        for (is_collective, one), count in counted.items():
-            if is_collective:
-                sent += one.bytes_sent.times(count)
-                num_collectives += count
-        self._sent_ns = _scaled(sent, _PER_S / ceilings.collective_bytes_per_s)
-        self._latency_ns = num_collectives * ceilings.collective_latency_s * _PER_S
+        # (collectives, bytes that each sends)
+        self._collectives = [
+            (count, one.bytes_sent)
+            for (is_collective, one), count in counted.items()
+            if is_collective and one.bytes_sent.coefficients
+        ]
+        self._latency_ns = ceilings.collective_latency_s * _PER_S
+        self._sent_byte_ns = _PER_S / ceilings.collective_bytes_per_s
         # Ranks that share a KV head move their parts of the blocks at the same time.
         block_bytes = block_size * ledger.kv_bytes_per_token / ledger.partition.kv_group_size
         self._block_ns = block_bytes / host_bytes_per_s * _PER_S
@@ -110,7 +110,11 @@ class StepTime:
         level = self._memory_level(self._ledger.step_working_set_bytes(sums))
         per_byte = _PER_S / level.bytes_per_s
         least = self._least_ns
-        total = self._latency_ns + _value(self._sent_ns, terms)
+        total = 0.0
+        for count, form in self._collectives:
+            sent = _value(form, terms)
+            if sent:  # else it does not take place: `costs.collective`
+                total += count * (self._latency_ns + sent * self._sent_byte_ns)
         for count, compute, moved in self._local:
             compute_ns = _value(compute, terms)
             memory_ns = _value(moved, terms) * per_byte

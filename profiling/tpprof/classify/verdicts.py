@@ -77,10 +77,9 @@ def judge_all(
     floor_s = np.where(is_small, np.maximum(roof_s, ceilings.kernel_floor_s), roof_s)
     floor[known] = _ns(floor_s)[known]
     on_wire = is_comm & (prices.num_sent >= 0)
-    wire_s = ceilings.collective_latency_s + prices.num_sent[on_wire] / (
-        ceilings.collective_bytes_per_s
-    )
-    floor[on_wire] = _ns(wire_s)
+    sent = prices.num_sent[on_wire]
+    wire_s = ceilings.collective_latency_s + sent / ceilings.collective_bytes_per_s
+    floor[on_wire] = np.where(sent > 0, _ns(wire_s), 0)  # as `costs.collective`
     vector = {"compute": np.where(known, _ns(flops_s), 0)}
     vector |= {name: np.where(known, _ns(spent), 0) for name, spent in by_level.items()}
     vector["wire"] = np.zeros(count, np.int64)
