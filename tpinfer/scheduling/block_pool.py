@@ -90,10 +90,10 @@ class BlockPool:
                 f"{self.num_groups} groups; admit a sequence only when its blocks are there"
             )
         self._evict_for(count, first)
-        taken = self._runs.take(count, first, after, room)
-        references = self._references
-        for block in taken:
-            references[block] = 1
+        taken: list[int] = []
+        for run in self._runs.take(count, first, after, room):
+            self._references[run.start : run.stop] = [1] * len(run)
+            taken += run
         self.num_referenced += count
         return taken
 

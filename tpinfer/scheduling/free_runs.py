@@ -54,25 +54,27 @@ class FreeRuns:
         self.num_free[block % self._num_groups] -= 1
         return True
 
-    def take(self, count: int, first: int, after: int | None, room: int) -> list[int]:
+    def take(self, count: int, first: int, after: int | None, room: int) -> list[range]:
         """Take `count` blocks of the classes `first`, `first + 1` ... modulo the number of groups.
 
         They adjoin `after` if that is free; else they start where, grown to `room` blocks, they
         would end with the longest free run, so that neighbours grow towards each other last. The
         caller has seen that enough are free in each class.
         """
-        taken: list[int] = []
-        while len(taken) < count:
-            wanted = count - len(taken)
+        taken: list[range] = []
+        num_taken = 0
+        while num_taken < count:
+            wanted = count - num_taken
             if after is not None and after + 1 in self._end:
                 start = at = after + 1
                 end = self._end[start]
             else:
-                start, at, end = self._place(first + len(taken), max(room - len(taken), wanted))
+                start, at, end = self._place(first + num_taken, max(room - num_taken, wanted))
             # Adjoining ids step through the classes as logical blocks do.
             stop = min(at + wanted, end)
             self._carve(start, at, stop)
-            taken += range(at, stop)
+            taken.append(range(at, stop))
+            num_taken += stop - at
             after = stop - 1
         return taken
 

@@ -65,8 +65,11 @@ class PrefixIndex:
     def insert(self, keys: list[bytes], blocks: list[int]) -> None:
         """Let each block be found by its key. The first block with a content stays the one
         found."""
-        key_of = self.key_of
+        key_of, first, stop = self.key_of, blocks[0], blocks[0] + len(keys)
         found = list(map(self._block_of.setdefault, keys, blocks))
+        if found == blocks == list(range(first, stop)):  # all of them new, and adjoining
+            key_of[first:stop] = keys
+            return
         for key, block, first in zip(keys, blocks, found, strict=True):
             if block == first:
                 key_of[block] = key

@@ -45,21 +45,20 @@ class Prefixes:
         """Compute the keys of all full blocks of tokens whose values are on the host."""
         keys, size = sequence.keys, self._size
         count = sequence.num_tokens // size
-        if not self._caching or count <= len(keys):
-            return
-        parent = keys[-1] if keys else root_key(sequence.cache_salt, sequence.adapter)
-        start = len(keys) * size - len(sequence.prompt_token_ids)
-        if start >= 0 and count == len(keys) + 1:  # the short way, for a decode
-            keys.append(block_key(parent, sequence.token_ids[start : start + size]))
-        else:
+        if self._caching and count > len(keys):
+            parent = keys[-1] if keys else root_key(sequence.cache_salt, sequence.adapter)
             keys += chain_keys(parent, sequence.tokens(len(keys) * size, count * size), size)
 
     def register(self, sequence: Sequence) -> list[bytes]:
         """Put blocks that are full of committed tokens into the prefix cache; returns the keys."""
-        first, stop = sequence.num_registered, sequence.num_computed // self._size
-        keys, dropped = sequence.keys, sequence.num_dropped_blocks
+        size, keys, dropped = self._size, sequence.keys, sequence.num_dropped_blocks
+        first, stop = sequence.num_registered, sequence.num_computed // size
         if stop > len(keys):
-            self.know_keys(sequence)
+            start = (stop - 1) * size - len(sequence.prompt_token_ids)
+            if start >= 0 and stop - 1 == len(keys) > 0:  # the short way, for a decode
+                keys.append(block_key(keys[-1], sequence.token_ids[start : start + size]))
+            else:
+                self.know_keys(sequence)
         held = max(first, dropped)
         if held == stop - 1:  # the short way, for a decode
             self._store.index.insert_one(keys[held], sequence.blocks[held - dropped])
@@ -73,10 +72,9 @@ class Prefixes:
     def mark_full(self, sequence: Sequence) -> None:
         """Note when there will be something to do about what a sequence has computed."""
         full_at = (sequence.num_registered + 1) * self._size if self._caching else NEVER
+        border = sequence.max_context if sequence.token_ids else len(sequence.prompt_token_ids)
         sequence.full_at = full_at
-        sequence.border = min(full_at, sequence.max_context)
-        if not sequence.token_ids:
-            sequence.border = min(sequence.border, len(sequence.prompt_token_ids))
+        sequence.border = full_at if full_at < border else border
 
     def forget(self, sequence: Sequence) -> None:
         """Let nobody find the content of a sequence's blocks: it may not be numbers."""

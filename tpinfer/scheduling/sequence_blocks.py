@@ -52,7 +52,8 @@ class SequenceBlocks:
                 block = found
             held.append(block)
             taken.append(block)
-        sequence.free_until = min(len(held) * size, sequence.max_context)
+        until = len(held) * size
+        sequence.free_until = until if until < sequence.max_context else sequence.max_context
         return taken
 
     def grow(self, sequence: Sequence, stop: int) -> list[int]:
