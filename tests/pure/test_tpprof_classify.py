@@ -132,6 +132,9 @@ def test_what_the_recorder_tells_of_collectives() -> None:
         rows.launched(f"ncclDevKernel_{name}(x)", 30_000, told=(op, size, "tp:0", 4, i))
         for i, (name, (op, size, _)) in enumerate(told.items())
     ]
+    empty = rows.launched(
+        "ncclDevKernel_AllGather_RING_LL(x)", 30_000, told=("allgather", 0, "tp:0", 4, len(told))
+    )
     silent = rows.launched("ncclDevKernel_AllReduce_Sum_bf16_RING_LL(x)", 30_000)
     odd = rows.launched("some_engines_own_exchange", 30_000, told=("alltoall", 64, "ep", 4, 9))
     trace = rows.trace()
@@ -145,6 +148,8 @@ def test_what_the_recorder_tells_of_collectives() -> None:
         assert numbers == (size, 4, i)
         assert work.floor_ns[entry] == round(5000 + size * share / 100)
         assert work.ceilings_ns["wire"][entry] == work.floor_ns[entry]
+    entry = at(trace, work, empty)
+    assert (work.comm_bytes[entry], work.floor_ns[entry]) == (0, 0), "it need not take place"
     entry = at(trace, work, silent)
     assert work.keys[work.comm_op[entry]] == "allreduce"
     assert (work.comm_bytes[entry], work.comm_group[entry], work.floor_ns[entry]) == (-1, -1, 0)
