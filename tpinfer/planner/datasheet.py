@@ -24,43 +24,82 @@ class Datasheet:
     bytes_per_s: float
     memory_share: float
     """e: part of the bandwidth that kernels reach."""
-    flops_per_s: dict[str, float]
-    """Attainable, by format."""
+    tflops: tuple[float, float, float]
+    """Dense peaks of bfloat16, float8 and float4; 0 where the device has no such units."""
+    shares: tuple[float, float, float]
+    """g: part of each that kernels reach."""
     kernel_floor_s: float
     fabric: str
     """Key of `planner.fabrics`: how a host's devices are joined."""
     link_bytes_per_s: float
 
     def device(self) -> DeviceTimes:
-        """As a step model wants it."""
-        level = MemoryLevel("HBM", int(self.memory_bytes), self.bytes_per_s * self.memory_share)
-        return DeviceTimes((level,), self.flops_per_s, self.kernel_floor_s, f"catalogue {self.sku}")
+        """With attainable rates."""
+        return self._times(self.memory_share, self.shares)
+
+    def peak_device(self) -> DeviceTimes:
+        """With the datasheet's peaks."""
+        return self._times(1.0, (1.0, 1.0, 1.0))
+
+    def _times(self, memory: float, shares: tuple[float, float, float]) -> DeviceTimes:
+        level = MemoryLevel("HBM", int(self.memory_bytes), self.bytes_per_s * memory)
+        bf16, fp8, fp4 = (t * s * 1e12 for t, s in zip(self.tflops, shares, strict=True))
+        rates: dict[str, float] = {DType.BFLOAT16: bf16, DType.FLOAT16: bf16}
+        rates |= {DType.FLOAT8_E4M3: fp8} if fp8 else {}
+        rates |= {"fp4": fp4} if fp4 else {}
+        return DeviceTimes((level,), rates, self.kernel_floor_s, f"datasheet {self.sku}")
 
 
-def _flops(bf16: float, fp8: float = 0.0, fp4: float = 0.0) -> dict[str, float]:
-    """Attainable rates from those of three formats, in TFLOPS; 0 where the device has no such
-    units."""
-    rates: dict[str, float] = {DType.BFLOAT16: bf16, DType.FLOAT16: bf16, DType.FLOAT32: bf16 / 12}
-    if fp8:
-        rates[DType.FLOAT8_E4M3] = fp8
-    if fp4:
-        rates["fp4"] = fp4
-    return {name: rate * 1e12 for name, rate in rates.items()}
-
-
-MIB = 2.0**20
+_MIB, _GB, _TB, _US = 2.0**20, 1e9, 1e12, 1e-6
 DATASHEETS = {
     one.sku: one
     for one in (
-        Datasheet("a100-sxm-80g", 81920 * MIB, 2.039e12, 0.69, _flops(312 * 0.73), 5.7e-6, "nvlink3", 300e9),
-        Datasheet("h100-sxm-80g", 81559 * MIB, 3.35e12, 0.83, _flops(989 * 0.78, 1979 * 0.73), 3.7e-6, "nvlink4", 450e9),
-        Datasheet("h200-sxm", 143771 * MIB, 4.8e12, 0.80, _flops(989 * 0.77, 1979 * 0.73), 4.0e-6, "nvlink4", 450e9),
-        Datasheet("gh200-96g", 97871 * MIB, 4.0e12, 0.82, _flops(989 * 0.78, 1979 * 0.73), 3.7e-6, "nvlink4", 450e9),
-        Datasheet("b200-sxm", 183359 * MIB, 7.7e12, 0.76, _flops(2250 * 0.70, 4500 * 0.70, 9000 * 0.60), 3.6e-6, "nvlink5", 900e9),
-        Datasheet("gb200", 189471 * MIB, 8.0e12, 0.76, _flops(2500 * 0.70, 5000 * 0.70, 10000 * 0.60), 3.6e-6, "nvlink5", 900e9),
-        Datasheet("l40s", 46068 * MIB, 0.864e12, 0.82, _flops(362 * 0.58, 733 * 0.58), 3.0e-6, "pcie4", 32e9),
-        Datasheet("rtx-4090", 24564 * MIB, 1.008e12, 0.85, _flops(165 * 0.8, 330 * 0.8), 3.0e-6, "pcie4", 32e9),
-        Datasheet("rtx-pro-6000", 97887 * MIB, 1.792e12, 0.80, _flops(468 * 0.7, 936 * 0.7, 1871 * 0.6), 3.0e-6, "pcie5", 64e9),
-        Datasheet("mi300x", 196288 * MIB, 5.3e12, 0.75, _flops(668, 1300), 5.0e-6, "xgmi", 448e9),
+        Datasheet(
+            "a100-sxm-80g", 81920 * _MIB, 2.039 * _TB, 0.69,
+            (312, 0, 0), (0.73, 0, 0), 5.7 * _US, "nvlink3", 300 * _GB,
+        ),
+        Datasheet(
+            "h100-sxm-80g", 81559 * _MIB, 3.35 * _TB, 0.83,
+            (989, 1979, 0), (0.78, 0.73, 0), 3.7 * _US, "nvlink4", 450 * _GB,
+        ),
+        Datasheet(
+            "h200-sxm", 143771 * _MIB, 4.8 * _TB, 0.80,
+            (989, 1979, 0), (0.77, 0.73, 0), 4.0 * _US, "nvlink4", 450 * _GB,
+        ),
+        Datasheet(  # e, g and t0 as the H100's
+            "gh200-96g", 97871 * _MIB, 4.0 * _TB, 0.83,
+            (989, 1979, 0), (0.78, 0.73, 0), 3.7 * _US, "nvlink4", 450 * _GB,
+        ),
+        Datasheet(  # g of fp4: assumed
+            "b200", 183359 * _MIB, 7.7 * _TB, 0.76,
+            (2250, 4500, 9000), (0.70, 0.70, 0.50), 3.6 * _US, "nvlink5", 900 * _GB,
+        ),
+        Datasheet(  # e, g and t0 as the B200's
+            "gb200", 189471 * _MIB, 8.0 * _TB, 0.76,
+            (2500, 5000, 10000), (0.70, 0.70, 0.50), 3.6 * _US, "nvlink5", 900 * _GB,
+        ),
+        Datasheet(
+            "l40s", 46068 * _MIB, 0.864 * _TB, 0.82,
+            (362, 733, 0), (0.58, 0.58, 0), 3.0 * _US, "pcie4", 32 * _GB,
+        ),
+        Datasheet(  # shares: assumed
+            "rtx-4090", 24564 * _MIB, 1.008 * _TB, 0.85,
+            (165, 330, 0), (0.80, 0.80, 0), 3.0 * _US, "pcie4", 32 * _GB,
+        ),
+        Datasheet(  # shares: assumed
+            "rtx-pro-6000", 97887 * _MIB, 1.792 * _TB, 0.80,
+            (468, 936, 1871), (0.70, 0.70, 0.50), 3.0 * _US, "pcie5", 64 * _GB,
+        ),
+        Datasheet(  # e and t0: assumed
+            "mi300x", 196288 * _MIB, 5.3 * _TB, 0.75,
+            (1307, 2615, 0), (0.51, 0.50, 0), 5.0 * _US, "xgmi", 448 * _GB,
+        ),
     )
-}
+}  # fmt: skip
+
+
+def datasheet_of(sku: str) -> Datasheet:
+    """Raises ConfigError for a device that is not known."""
+    if sku not in DATASHEETS:
+        raise ConfigError(f"device {sku!r} is unknown; known are {', '.join(DATASHEETS)}")
+    return DATASHEETS[sku]

@@ -30,7 +30,9 @@ FITS = {
     ("nvlink3", "vllm"): Fit((4.7, 0.2, 164), (11.4, 0.3, 189), 300, True, f"vLLM on A100, {_AIC}"),
     ("nvlink4", "nccl"): Fit((5.1, 1.6, 150), (28.3, 0.13, 353), 450, False, f"NCCL, H100, {_AIC}"),
     ("nvlink4", "vllm"): Fit((4.2, 0.08, 263), (9.6, 0, 329), 450, True, f"vLLM on H100, {_AIC}"),
-    ("nvlink4", "sglang"): Fit((2.3, 0.23, 313), (5.9, 0.4, 335), 450, True, f"SGLang, H100, {_AIC}"),
+    ("nvlink4", "sglang"): Fit(
+        (2.3, 0.23, 313), (5.9, 0.4, 335), 450, True, f"SGLang, H100, {_AIC}"
+    ),
     ("nvlink4", "trtllm"): Fit((2.7, 0.07, 279), (29, 0, 358), 450, True, f"TRT-LLM, H100, {_AIC}"),
     ("nvlink5", "nccl"): Fit((8.1, 2.5, 259), (28.8, 5.2, 640), 900, False, f"NCCL, B200, {_AIC}"),
     ("nvlink5", "vllm"): Fit((6.6, 0.09, 160), (19.5, 0, 588), 900, True, f"vLLM on B200, {_AIC}"),

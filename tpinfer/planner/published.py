@@ -17,7 +17,7 @@ _NEEDED = ("system", "model", "gpu", "tp", "pp", "precision", "isl", "osl",
            "concurrency_or_batch", "metric", "value")  # fmt: skip
 _DEVICES = {
     "a100": "a100-sxm-80g", "gh200": "gh200-96g", "gb200": "gb200", "h100": "h100-sxm-80g",
-    "h200": "h200-sxm", "b200": "b200-sxm", "l40s": "l40s", "rtx4090": "rtx-4090",
+    "h200": "h200-sxm", "b200": "b200", "l40s": "l40s", "rtx4090": "rtx-4090",
     "rtxpro6000": "rtx-pro-6000", "mi300x": "mi300x",
 }  # fmt: skip
 _ENGINES = (("trt", "trtllm"), ("tensorrt", "trtllm"), ("vllm", "vllm"), ("sglang", "sglang"))
@@ -27,6 +27,14 @@ _MODELS = {
     r"llama-?2-7b": "llama-2-7b", r"mistral-7b": "mistral-7b",
     **{rf"qwen3-{size}(?!-a)": f"qwen3-{size}" for size in ("0.6b", "1.7b", "4b", "8b", "14b", "32b")},
 }  # fmt: skip
+_RUNS = {
+    ("trtllm", 128, 128): 30000, ("trtllm", 128, 2048): 3000, ("trtllm", 128, 4096): 1500,
+    ("trtllm", 500, 2000): 3000, ("trtllm", 1000, 1000): 3000, ("trtllm", 1000, 2000): 1500,
+    ("trtllm", 1024, 2048): 1500, ("trtllm", 2048, 128): 3000, ("trtllm", 2048, 2048): 1500,
+    ("trtllm", 5000, 500): 1500, ("trtllm", 20000, 2000): 1000,
+}  # fmt: skip
+"""Requests of a throughput run, by the table in TensorRT-LLM's docs/source/performance/
+perf-overview.md (that of 1024/2048 is taken as that of 1000/2000)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +55,8 @@ class Point:
     output_len: int
     concurrency: int | None
     """None: saturated, more requests than fit."""
+    num_requests: int | None
+    """Length of a saturated run, where its publisher documents it."""
     value: float
     """Seconds of TPOT; output tokens a second where saturated."""
 
@@ -108,12 +118,15 @@ def _point(row: dict[str, str], where: str) -> Point | str:
     device = next((sku for key, sku in _DEVICES.items() if key in plain), None)
     if device is None:
         return f"device {row['gpu']}"
-    model = next((m for p, m in _MODELS.items() if re.search(p, (row["model"] or "").lower())), None)
+    model = next(
+        (m for p, m in _MODELS.items() if re.search(p, (row["model"] or "").lower())), None
+    )
     if model is None:
         return f"model {row['model']}"
     engine = next((e for key, e in _ENGINES if (row["system"] or "").lower().startswith(key)), None)
     if engine is None:
         return f"engine {row['system']}"
+    isl, osl = _count(row, "isl", where), _count(row, "osl", where)
     return Point(
         device=device,
         engine=engine,
@@ -122,9 +135,10 @@ def _point(row: dict[str, str], where: str) -> Point | str:
         model=model,
         tp=_count(row, "tp", where),
         pp=_count(row, "pp", where),
-        input_len=_count(row, "isl", where),
-        output_len=_count(row, "osl", where),
+        input_len=isl,
+        output_len=osl,
         concurrency=int(concurrency[1]) if concurrency else None,
+        num_requests=_RUNS.get((engine, isl, osl)) if concurrency is None else None,
         value=_number(row, "value", where) * factor,
     )
 

@@ -1,27 +1,28 @@
 """How long one engine step takes on the slowest rank, split into the six words.
 
-Every op is priced from the ledger: a kernel takes `t0 + max(bytes / (e * BW), FLOPs / (g * peak))`,
-a collective what its group's curves say, the host so much a step and so much a row. An op goes
-where the profiler would file it (`costs.bound`): below the least time of a kernel to small kernels,
-else to what binds it. It says nothing of queueing or of more than one step.
+Every op is priced from the ledger: a kernel takes `t0 + (m^p + c^p)^(1/p)` with m = bytes / (e * BW)
+and c = FLOPs / (g * peak), a collective what its group's curves say, the host so much a step and so
+much a row. The power p stands between max(m, c), where memory and arithmetic overlap fully, and
+their sum; kernels near the ridge are slower than the roofline's max says. An op goes where the
+profiler would file it (`costs.bound`): below the least time of a kernel to small kernels, else to
+what binds it. It says nothing of queueing or of more than one step.
 """
 
-from collections import Counter
 from dataclasses import dataclass, replace
 
 from tpinfer.config.errors import ConfigError
 from tpinfer.config.model import ModelSpec
 from tpinfer.config.topology import Placement, Topology
 from tpinfer.costs.ledger import CostLedger
-from tpinfer.costs.ops import TERMS, OpKind, StepAggregates, aggregate
+from tpinfer.costs.ops import TERMS, StepAggregates, aggregate
 from tpinfer.planner.collective_times import CollectiveTimes, collective_times
 from tpinfer.planner.kernel_times import DeviceTimes, device_times
 from tpinfer.planner.precision import Precision, ledger_precision
+from tpinfer.planner.step_program import count_program, scaled
 from tpinfer.planner.traits import Traits
 from tpinfer.sharding.partition import partition_model
 
-_ONE, _TOKENS, _ROWS = TERMS.index("one"), TERMS.index("tokens"), TERMS.index("rows")
-_Terms = tuple[tuple[int, float], ...]
+_TOKENS, _ROWS = TERMS.index("tokens"), TERMS.index("rows")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,28 +65,6 @@ class Split:
     __rmul__ = __mul__
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """Equal ops of one rank's program, before any rate is known."""
-
-    count: int
-    role: str
-    """`linear` in the product's format, `plain`, `attention`."""
-    flops: _Terms
-    moved: _Terms
-
-
-@dataclass(frozen=True, slots=True)
-class _Program:
-    """All that a rank does in a step."""
-
-    kernels: tuple[_Work, ...]
-    reduces: tuple[tuple[int, float], ...]
-    """(all-reduces, bytes a token)."""
-    gathers: tuple[tuple[int, _Terms], ...]
-    """(other collectives, bytes sent)."""
-
-
 class StepModel:
     """Prices steps of one placement."""
 
@@ -103,8 +82,13 @@ class StepModel:
         self.ledger, self.device, self.links = ledger, device, links
         self.precision = precision or ledger_precision(ledger.compute_dtype, ledger.kv_dtype)
         self.num_stages = num_stages
-        self._program = _program(ledger, self.precision)
+        self._program = count_program(ledger, self.precision)
         self._set_rates(traits)
+
+    @property
+    def weight_bytes(self) -> float:
+        """Parameters of the rank as they are stored, all stages together."""
+        return self._program.weight_bytes
 
     def with_traits(self, traits: Traits) -> "StepModel":
         """The same placement with other traits; nothing is counted anew."""
@@ -118,23 +102,34 @@ class StepModel:
     def step(self, sums: StepAggregates) -> Split:
         """One step's time; a step without tokens takes none."""
         terms = sums.values()
-        if not terms[_TOKENS]:
+        tokens = terms[_TOKENS]
+        if not tokens:
             return Split()
+        slower = 1 / self.device.thin_share(tokens)
+        memory_factor = self._cached_factor(sums)
+        floor, power, root = self._floor_s, self._power, self._root
         compute = memory = small = 0.0
-        floor = self._floor_s
-        for count, flops, moved in self._kernels:
+        for count, is_linear, flops, moved in self._kernels:
             compute_s = memory_s = 0.0
             for index, factor in flops:
                 compute_s += factor * terms[index]
             for index, factor in moved:
                 memory_s += factor * terms[index]
-            roof = compute_s if compute_s > memory_s else memory_s
-            if roof < floor:
-                small += count * (floor + roof) if roof > 0 else 0.0
-            elif compute_s > memory_s:
-                compute += count * (floor + roof)
-            else:
-                memory += count * (floor + roof)
+            memory_s *= memory_factor
+            if is_linear:
+                compute_s *= slower
+            if compute_s > memory_s:
+                kernel_s = floor + compute_s * (1 + (memory_s / compute_s) ** power) ** root
+                if compute_s < floor:
+                    small += count * kernel_s
+                else:
+                    compute += count * kernel_s
+            elif memory_s:
+                kernel_s = floor + memory_s * (1 + (compute_s / memory_s) ** power) ** root
+                if memory_s < floor:
+                    small += count * kernel_s
+                else:
+                    memory += count * kernel_s
         host = self.traits.host_step_s + self.traits.host_row_s * terms[_ROWS]
         return Split(compute, memory, self._communication(terms), small, host)
 
@@ -144,19 +139,26 @@ class StepModel:
         for count, width in self._program.reduces:
             size = width * tokens
             total += count * min([latency + size * per for latency, per in self._affine])
-        if self._program.gathers:
-            latency, _ = self._affine[0]
-            for count, sent in self._program.gathers:
-                num_bytes = sum([factor * terms[index] for index, factor in sent])
-                if num_bytes:
-                    total += count * (latency + num_bytes * self._sent_s)
+        for count, sent in self._program.gathers:
+            num_bytes = sum([factor * terms[index] for index, factor in sent])
+            if num_bytes:
+                total += count * (self._affine[0][0] + num_bytes * self._sent_s)
         return total
+
+    def _cached_factor(self, sums: StepAggregates) -> float:
+        """Below 1 where the step's working set stays in a faster level than main memory."""
+        levels = self.device.memory
+        if self.weight_bytes > levels[max(0, len(levels) - 2)].capacity_bytes or len(levels) == 1:
+            return 1.0
+        size = self.ledger.step_working_set_bytes(sums)
+        fits = (level for level in levels if size <= level.capacity_bytes)
+        return self.device.main_memory.bytes_per_s / next(fits, levels[-1]).bytes_per_s
 
     def _set_rates(self, traits: Traits) -> None:
         self.traits = traits
         device, links = self.device, self.links
-        level = device.main_memory.bytes_per_s
-        per_byte, per_kv_byte = 1 / (level * traits.memory), 1 / (level * traits.kv_read)
+        rate = device.main_memory.bytes_per_s
+        per_byte, per_kv_byte = 1 / (rate * traits.memory), 1 / (rate * traits.kv_read)
         plain = device.rate(self.ledger.compute_dtype)
         seconds = {
             "linear": (1 / (device.rate(self.precision.product) * traits.compute), per_byte),
@@ -164,15 +166,14 @@ class StepModel:
             "attention": (1 / (plain * traits.attention), per_kv_byte),
         }
         self._floor_s = device.kernel_floor_s * traits.kernel_floor
-        self._kernels = [
-            (work.count, _scaled(work.flops, seconds[work.role][0]),
-             _scaled(work.moved, seconds[work.role][1]))
-            for work in self._program.kernels
-        ]  # fmt: skip
-        self._affine = [
-            (latency * traits.collective, per * traits.collective)
-            for latency, per in links.affine()
-        ]
+        self._power, self._root = traits.overlap_power, 1 / traits.overlap_power
+        self._kernels = []
+        for work in self._program.kernels:
+            flop_s, byte_s = seconds[work.role]
+            timed = scaled(work.flops, flop_s), scaled(work.moved, byte_s)
+            self._kernels.append((work.count, work.role == "linear", *timed))
+        factor = traits.collective
+        self._affine = [(latency * factor, per * factor) for latency, per in links.affine()]
         n = links.num_ranks
         per_message = min([per for _, per in self._affine], default=0.0)
         self._sent_s = per_message * n / (2 * max(1, n - 1))
@@ -216,33 +217,3 @@ def step_model(
         models.append(StepModel(ledger, device, links, traits or Traits(), precision, placement.pp))
     probe = aggregate([1], [1024], 1, 0, spec.sliding_window)
     return max(models, key=lambda model: model.step(probe).total)
-
-
-def _program(ledger: CostLedger, precision: Precision) -> _Program:
-    counted = Counter(
-        (ledger.kind(op), op == "head", ledger.op_formula(op)) for op in ledger.op_ids()
-    )
-    share = precision.weight_bytes / ledger.compute_dtype.num_bytes
-    kernels: list[_Work] = []
-    reduces: list[tuple[int, float]] = []
-    gathers: list[tuple[int, _Terms]] = []
-    n = ledger.partition.size
-    for (kind, is_head, one), count in counted.items():
-        moved = (one.bytes_read + one.bytes_written).coefficients
-        if kind is OpKind.REDUCE:
-            sent = dict(one.bytes_sent.coefficients)[_TOKENS]
-            reduces.append((count, sent * n / (2 * (n - 1))))
-        elif kind.is_collective:
-            if one.bytes_sent.coefficients:
-                gathers.append((count, one.bytes_sent.coefficients))
-        elif kind is OpKind.LINEAR and not is_head:
-            stored = tuple((i, f * share if i == _ONE else f) for i, f in moved)
-            kernels.append(_Work(count, "linear", one.flops.coefficients, stored))
-        else:
-            role = "attention" if kind is OpKind.ATTENTION else "plain"
-            kernels.append(_Work(count, role, one.flops.coefficients, moved))
-    return _Program(tuple(kernels), tuple(reduces), tuple(gathers))
-
-
-def _scaled(terms: _Terms, factor: float) -> _Terms:
-    return tuple((index, factor * value) for index, value in terms)

@@ -4,7 +4,7 @@ and the cache allow, each joined by the prompts of the others.
 The way between analytic search and calibration; waiting times and percentiles need the simulation.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tpinfer.costs.ops import StepAggregates
 from tpinfer.planner.step_model import Split, StepModel
@@ -40,7 +40,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class SteadyState:
+class AverageStep:
     """The average step between two tokens of a request."""
 
     tpot: Split
@@ -53,7 +53,7 @@ class SteadyState:
         return self.batch / self.tpot.total
 
 
-def steady_state(model: StepModel, load: Load, limits: Limits, share: float = 1.0) -> SteadyState:
+def average_step(model: StepModel, load: Load, limits: Limits, share: float = 1.0) -> AverageStep:
     """The average step where each of the batch's requests is followed by another at once.
 
     Between two tokens of a request the others need `share * (batch - 1) * input / output` prompt
@@ -72,13 +72,30 @@ def steady_state(model: StepModel, load: Load, limits: Limits, share: float = 1.
     tpot = model.step(_step(load, batch, 0.0)) * (1 - part)
     if part:
         tpot += model.step(_step(load, batch, chunk)) * part
-    return SteadyState(tpot, batch)
+    return AverageStep(tpot, batch)
 
 
-def saturated(model: StepModel, load: Load, limits: Limits) -> SteadyState:
-    """The same with more requests waiting than fit: what offline throughput benchmarks measure."""
-    full = Load(load.input_len, load.output_len, limits.max_num_seqs)
-    return steady_state(model, full, limits)
+def saturated_tokens_per_s(
+    model: StepModel, load: Load, limits: Limits, num_requests: int | None = None
+) -> float:
+    """Output tokens a second of one replica with more requests waiting than fit.
+
+    `load.concurrency` is not read. A run of `num_requests` that all wait at its start ends with a
+    rest that does not fill the batch: requests of one length stay in step with each other, the
+    less so the longer their prompts take to enter.
+    """
+    full = average_step(model, replace(load, concurrency=limits.max_num_seqs), limits)
+    if num_requests is None:
+        return full.output_tokens_per_s
+    waves, rest = divmod(num_requests, max(1.0, full.batch))
+    step_s = full.tpot.total
+    entering = full.batch * load.input_len / limits.max_num_batched_tokens / load.output_len
+    apart = min(1.0, entering)
+    seconds = waves * step_s
+    if rest >= 1:
+        last = average_step(model, replace(load, concurrency=int(rest)), limits)
+        seconds += (1 - apart) * last.tpot.total + apart * rest / full.batch * step_s
+    return num_requests / seconds
 
 
 def _step(load: Load, batch: float, chunk: float) -> StepAggregates:
