@@ -35,7 +35,7 @@ class Traits:
     """Host time of a step that the device waits for."""
     host_row_s: float = 5e-6
     """The same for each row of a step."""
-    reserved_bytes: float = 0.9e9
+    reserved_bytes: float = 0.6e9
     """Of a device's memory, what driver, collectives and the engine's own buffers keep."""
     overlap_power: float = 2.0
     """How memory and arithmetic of a kernel overlap: large for fully, 1 for not at all. The same
