@@ -9,7 +9,7 @@ from tpinfer.planner.outcome import Outcome, Spread, as_words, largest_word, out
 from tpinfer.planner.placement import EngineSettings, Fit, Fitter
 from tpinfer.planner.precision import Precision
 from tpinfer.planner.simulate import simulate
-from tpinfer.planner.steady import Steady, SteadyState
+from tpinfer.planner.estimate import Estimate, Estimator
 from tpinfer.planner.step_model import Split, StepModel, step_model
 from tpinfer.planner.traits import Traits
 from tpinfer.planner.workload import Slo, Workload
@@ -178,10 +178,10 @@ class Planner:
             return self._misfit(fit, settings)
         model, limits = self.model(fit.placement), self._limits(fit, settings)
         lane = self.workload.lane(_num_lanes(fit))
-        found = SteadyState(model, limits, lane, self.spec.sliding_window).estimate()
+        found = Estimator(model, limits, lane, self.spec.sliding_window).estimate()
         plan = replace(
             self._plan(fit, settings, model, found.output_tokens_per_s),
-            binding=_steady_binding(found),
+            binding=_estimated_binding(found),
             ttft_s=found.ttft_s,
             tpot_s=found.tpot_s,
             ttft_split=found.ttft_split,
@@ -209,7 +209,7 @@ class Planner:
         if lane.rate is not None:  # a wait grows by more than the steps do
             low, high = model.traits.interval
             ttft_interval = run(1 - low).ttft.mean, run(1 + high).ttft.mean
-        steady = SteadyState(model, limits, lane, window).estimate()
+        steady = Estimator(model, limits, lane, window).estimate()
         plan = replace(
             self._plan(fit, settings, model, found.output_tokens_per_s),
             binding=_binding(found),
@@ -286,7 +286,7 @@ def _binding(found: Outcome) -> str:
     return found.binding
 
 
-def _steady_binding(found: Steady) -> str:
+def _estimated_binding(found: Estimate) -> str:
     return "kv_capacity" if found.short_of_kv else largest_word(found.tpot_split)
 
 

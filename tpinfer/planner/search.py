@@ -10,8 +10,10 @@ from tpinfer.planner.plan import Plan, Planner
 MOST_ESTIMATES, MOST_SIMULATED = 10_000, 20
 CHUNKS = (256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 16384)
 """Tokens of a step that are tried where the user names none."""
-ROW_SHARES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125)
+ROW_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 """Sequences of a step that are tried, as shares of the most."""
+ALIKE = 0.05
+"""Relative difference below which two plans are not worth two simulations."""
 _MOST_MISFITS = 300
 
 
@@ -22,6 +24,7 @@ class Found:
     plans: tuple[Plan, ...]
     """Best first; those that do not fit at the end."""
     num_estimated: int
+    num_simulated: int
     front: frozenset[int]
     """Places in `plans` of those that no other one beats."""
 
@@ -34,7 +37,7 @@ def fixed(
 ) -> Found:
     """The plan of one placement."""
     plan = planner.simulate(planner.fit(sizes, settings), settings, num_requests)
-    return Found((plan,), 0, frozenset({0} if plan.fits else ()))
+    return Found((plan,), 0, int(plan.fits), frozenset({0} if plan.fits else ()))
 
 
 def search(
@@ -53,7 +56,8 @@ def search(
     ]
     plans.sort(key=merit)
     front = pareto(plans)
-    return Found((*plans, *misfits[:_MOST_MISFITS]), len(estimates) + len(misfits), front)
+    count = len(estimates) + len(misfits)
+    return Found((*plans, *misfits[:_MOST_MISFITS]), count, len(plans), front)
 
 
 def estimate_all(
@@ -119,17 +123,34 @@ def pareto(plans: Sequence[Plan]) -> frozenset[int]:
 
 
 def shortlist(plans: Sequence[Plan], most: int) -> list[int]:
-    """Places of the `most` plans to look at closer: the best by merit, and others evenly along the
-    front in TPOT."""
+    """Places of the `most` plans to look at closer: of each placement the best by merit that no
+    other plan beats, then its second best, and so on; of near alike ones the better. What is
+    beaten fills up."""
     front = sorted(_front([_goals(plan) for plan in plans]), key=lambda i: merit(plans[i]))
-    best = front[: most // 2]
-    rest = sorted(front[most // 2 :], key=lambda i: plans[i].tpot_s or 0.0)
-    count = min(len(rest), most - len(best))
-    even = [rest[i * (len(rest) - 1) // max(1, count - 1)] for i in range(count)]
-    chosen = list(dict.fromkeys(best + even))
-    behind = sorted(range(len(plans)), key=lambda i: merit(plans[i]))
-    chosen += [i for i in behind[: most * 2] if i not in chosen]
-    return chosen[:most]
+    beaten = sorted(set(range(len(plans))) - set(front), key=lambda i: merit(plans[i]))
+    turns: dict[tuple[int, int, int], int] = {}
+    ranked = []
+    for place in _thinned(plans, front):
+        plan = plans[place]
+        sizes = plan.tp, plan.pp, plan.dp
+        turns[sizes] = turns.get(sizes, 0) + 1
+        ranked.append((turns[sizes], len(ranked), place))
+    chosen = [place for _, _, place in sorted(ranked)]
+    return (chosen + _thinned(plans, beaten[: 4 * most], chosen))[:most]
+
+
+def _thinned(plans: Sequence[Plan], places: Sequence[int], before: Sequence[int] = ()) -> list[int]:
+    """Those of `places` that differ in some goal by more than ALIKE from all that come before."""
+    kept = list(before)
+    for place in places:
+        goals = _goals(plans[place])
+        if not any(_are_alike(goals, _goals(plans[other])) for other in kept):
+            kept.append(place)
+    return kept[len(before) :]
+
+
+def _are_alike(goals: tuple[float, ...], others: tuple[float, ...]) -> bool:
+    return all(abs(a - b) <= ALIKE * abs(b) for a, b in zip(goals, others, strict=True))
 
 
 def _goals(plan: Plan) -> tuple[float, ...]:

@@ -18,7 +18,7 @@ _HALVINGS, _ROUNDS = 12, 2
 
 
 @dataclass(frozen=True, slots=True)
-class Steady:
+class Estimate:
     """Mean times of a request."""
 
     ttft_split: Split
@@ -42,7 +42,7 @@ class Steady:
         return self.tpot_split.total
 
 
-class SteadyState:
+class Estimator:
     """One engine's steady states."""
 
     def __init__(
@@ -53,7 +53,7 @@ class SteadyState:
         self._workload = workload
         self._window = window
 
-    def estimate(self) -> Steady:
+    def estimate(self) -> Estimate:
         """The state that the workload leads to."""
         most = self._most_running()
         short = most < self._limits.max_num_seqs
@@ -72,7 +72,7 @@ class SteadyState:
         mean = (work.input_len + work.output_len / 2) / size + 1
         return max(1.0, min(self._limits.max_num_seqs, self._limits.num_blocks / mean))
 
-    def _at(self, running: float) -> Steady:
+    def _at(self, running: float) -> Estimate:
         """With so many running, of whom some are still at their prompt."""
         work = self._workload
         decodes, found = running, self._with_decodes(running, running)
@@ -82,7 +82,7 @@ class SteadyState:
             found = self._with_decodes(running, decodes)
         return found
 
-    def _with_decodes(self, running: float, decodes: float) -> Steady:
+    def _with_decodes(self, running: float, decodes: float) -> Estimate:
         work, most = self._workload, self._limits.max_num_batched_tokens
         # Decodes and the prompts that replace them share the tokens of a step.
         most_decodes = most * work.output_len / work.num_tokens
@@ -105,7 +105,7 @@ class SteadyState:
         if is_crowded:  # prompts wait for tokens of a step
             rate = min(rate, decodes / per_step.total)
             first += Split(queue=max(0.0, running * work.output_len / rate - served))
-        return Steady(first, per_step, rate, running, False)
+        return Estimate(first, per_step, rate, running, False)
 
     def _step(self, decodes: float, chunk: float) -> Split:
         work = self._workload
@@ -121,25 +121,25 @@ class SteadyState:
                 sums.add(tokens, seen, 1, 0)
         return self._prices.step(_aggregates(sums))
 
-    def _with_queue(self, found: Steady, wanted: float, short: bool) -> Steady:
+    def _with_queue(self, found: Estimate, wanted: float, short: bool) -> Estimate:
         """More are there than run: Little's law gives their wait."""
         work = self._workload
         life = wanted * work.output_len / found.output_tokens_per_s
         served = found.ttft_s + (work.output_len - 1) * found.tpot_s
         wait = Split(queue=max(0.0, life - served))
-        return Steady(
+        return Estimate(
             found.ttft_split + wait, found.tpot_split, found.output_tokens_per_s,
             found.num_running, short,
         )  # fmt: skip
 
-    def _at_rate(self, most: float, short: bool) -> Steady:
+    def _at_rate(self, most: float, short: bool) -> Estimate:
         """As many running as serve what comes."""
         work = self._workload
         assert work.rate is not None, "a workload is one or the other"
         wanted = work.rate * work.output_len
         full = self._at(most)
         if full.output_tokens_per_s < wanted:
-            return Steady(
+            return Estimate(
                 full.ttft_split, full.tpot_split, full.output_tokens_per_s, most, short, False
             )
         low, high, found = 0.0, most, full
@@ -153,7 +153,7 @@ class SteadyState:
                 low = middle
             else:
                 high = middle
-        return Steady(found.ttft_split, found.tpot_split, wanted, found.num_running, False)
+        return Estimate(found.ttft_split, found.tpot_split, wanted, found.num_running, False)
 
 
 def _aggregates(sums: StepSums) -> StepAggregates:
