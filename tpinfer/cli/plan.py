@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from tpinfer.planner.plan import Planner
     from tpinfer.planner.search import Found
 
-EPILOG = """Numbers are predictions: each has its mode (datasheet, probe, calibrated) and the interval
-that 80 of 100 measurements should fall into. Nothing is run, and no weights are read.
+EPILOG = """Numbers are predictions: each has its mode (datasheet, probe, calibrated) and the
+interval that 80 of 100 measurements should fall into. Nothing is run, and no weights are read.
 
 examples:
   tpinfer plan --model llama-3.1-70b --topology dgx-h100 --input-len 512 --output-len 128 \\
@@ -39,7 +39,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--html", metavar="FILE", help="a page with pictures")
     output.add_argument(
         "--compare", metavar="REPORT.json",
-        help="set the best plan against what tpprof measured (tpprof analyze --window steps --json)",
+        help="set the best plan against what tpprof measured (analyze --window steps --json)",
     )  # fmt: skip
 
 
@@ -83,9 +83,7 @@ def _load_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--rate", type=float, metavar="R", help="requests a second, at random (Poisson)"
     )
-    group.add_argument(
-        "--slo", metavar="P", help="promises on means, such as ttft=500ms,tpot=30ms"
-    )
+    group.add_argument("--slo", metavar="P", help="promises on means, such as ttft=500ms,tpot=30ms")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of the arrivals (0)")
     group.add_argument(
         "--num-requests", type=int, metavar="N",
@@ -216,9 +214,7 @@ def _prefill(planner: "Planner", found: "Found") -> "PrefillLaw | None":
     )
 
 
-def to_document(
-    planner: "Planner", found: "Found", law: "PrefillLaw | None"
-) -> dict[str, object]:
+def to_document(planner: "Planner", found: "Found", law: "PrefillLaw | None") -> dict[str, object]:
     """The JSON: `plans` has the keys that are kept stable, `details` the rest in the same order."""
     return {
         "plans": [plan.to_json() for plan in found.plans],

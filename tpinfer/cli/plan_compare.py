@@ -136,9 +136,7 @@ def _block(plan: "Plan", measured: Measured, predicted: dict[str, float]) -> str
 
 def _sentence(word: str, before: float, after: float, measured: Measured) -> str:
     """`predicted 3.1 ms communication, measured 4.9: 1.6 of it waiting for rank 3`."""
-    text = (
-        f"predicted {1e3 * before:.2f} ms {word.replace('_', ' ')}, measured {1e3 * after:.2f}"
-    )
+    text = f"predicted {1e3 * before:.2f} ms {word.replace('_', ' ')}, measured {1e3 * after:.2f}"
     if word != "communication" or not measured.wait_s:
         return text
     waits = [f"{1e3 * spent:.2f} of it waiting for rank {rank}" for rank, spent in measured.late]

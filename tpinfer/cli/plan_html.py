@@ -68,14 +68,14 @@ def _words(plan: "Plan") -> dict[str, float]:
 def _mark(plan: "Plan", is_on_front: bool) -> "PlanMark":
     from tpprof.report.plan_page import PlanMark
 
-    from tpinfer.planner.report import NAMES
+    from tpinfer.planner.report import NAMES, digits
 
     assert plan.tpot_s is not None and plan.ttft_s is not None, "a plan that fits has times"
     pairs = plan.intervals()
     shown = {"TTFT": ("ttft_s", 1e3, " ms"), "TPOT": ("tpot_s", 1e3, " ms")}
     shown |= {"tokens/s": ("output_tokens_per_s", 1.0, ""), "USD": ("cost_per_mtok", 1.0, "")}
     intervals = {
-        name: f"[{factor * pairs[key][0]:.4g}, {factor * pairs[key][1]:.4g}]{unit}"
+        name: f"[{digits(factor * pairs[key][0])}, {digits(factor * pairs[key][1])}]{unit}"
         for name, (key, factor, unit) in shown.items()
         if key in pairs
     }

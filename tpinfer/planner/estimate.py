@@ -1,8 +1,8 @@
 """The steady state of an engine in closed form: what a search ranks placements by.
 
-n requests run, spread evenly over their lives. A step takes the n decodes and, to keep their number,
-the prompt tokens of those that end: n * I / O of them, in whole chunks. Little's law gives what
-waits. It knows nothing of bursts and percentiles; `planner.simulate` does.
+n requests run, spread evenly over their lives. A step takes the n decodes and, to keep their
+number, the prompt tokens of those that end: n * I / O of them, in whole chunks. Little's law gives
+what waits. It knows nothing of bursts and percentiles; `planner.simulate` does.
 """
 
 from dataclasses import dataclass

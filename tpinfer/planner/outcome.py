@@ -104,11 +104,13 @@ def _measured(run: Run) -> Sequence[RequestTimes]:
     """Those between beginning and end."""
     count, workload = len(run.requests), run.workload
     if workload.concurrency is None:
-        first, last = count // 10, count
+        first, last = count // 5, count
     else:
         first, last = workload.concurrency, count - workload.concurrency
-    return run.requests[first:last] if last - first >= min(workload.concurrency or 1, count) else (
-        run.requests
+    return (
+        run.requests[first:last]
+        if last - first >= min(workload.concurrency or 1, count)
+        else (run.requests)
     )
 
 

@@ -2,11 +2,10 @@
 tensor-parallel ranks, and where prefill and decode lie under the roofline."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from tpinfer.config.dtypes import DType
 from tpinfer.costs.ops import OpKind, StepAggregates, aggregate
 from tpinfer.planner.placement import EngineSettings, num_devices
 from tpinfer.planner.plan import Plan, Planner
@@ -142,14 +141,3 @@ def _saved_bytes(model: StepModel, precision: Precision) -> float:
         if ledger.kind(op) is OpKind.LINEAR and op != "head":
             read += dict(ledger.op_formula(op).bytes_read.coefficients).get(0, 0.0)
     return read * (1 - precision.weight_bytes / ledger.compute_dtype.num_bytes)
-
-
-def auto_precision_name(dtype: DType) -> str:
-    """The precision of a checkpoint's own dtype."""
-    names = {DType.FLOAT32: "fp32", DType.BFLOAT16: "bf16", DType.FLOAT16: "fp16"}
-    return names.get(dtype, "bf16")
-
-
-def with_rows(settings: EngineSettings, count: int) -> EngineSettings:
-    """Other sequences of a step."""
-    return replace(settings, max_num_seqs=count)

@@ -154,9 +154,7 @@ class Fitter:
         self._spec = spec
         self._topology = topology
         self._precision = precision
-        self._one_layer = replace(
-            spec, num_layers=1, sliding_layers=tuple(spec.sliding_layers[:1])
-        )
+        self._one_layer = replace(spec, num_layers=1, sliding_layers=tuple(spec.sliding_layers[:1]))
         self._partitions: dict[tuple[int, tuple[float, ...] | None], Partition] = {}
         self._shares: dict[Partition, list[_RankShare]] = {}
         self._ledgers: dict[tuple[Partition, int, int], CostLedger] = {}
@@ -199,9 +197,7 @@ class Fitter:
             placed = replace(self._topology, placement=placement)
             groups = placement.groups or placed.groups(placement.tp)
             # One group of each make: those of equal devices have equal memory.
-            kinds = {
-                tuple(_make(self._topology, at) for at in group): group for group in groups
-            }
+            kinds = {tuple(_make(self._topology, at) for at in group): group for group in groups}
             found = []
             for group in kinds.values():
                 for host, device in group[:1] if len(set(map(_host_of, group))) == 1 else group:
@@ -230,7 +226,9 @@ class Fitter:
             fullest = max(fullest, weights)
             free = capacity - driver - weights
             if free <= 0:
-                return Fit(placement, self._too_heavy(placement, weights, capacity), "weights", weights)
+                return Fit(
+                    placement, self._too_heavy(placement, weights, capacity), "weights", weights
+                )
             request = MemoryRequest(
                 available_bytes=int(free * settings.memory_utilization),
                 kv_bytes=None,
@@ -300,9 +298,7 @@ class Fitter:
 
     def _rank_shares(self, partition: Partition) -> list["_RankShare"]:
         """Ranks that differ in what they hold."""
-        parameters = decoder_parameters(
-            self._one_layer, partition, self._precision.activation
-        )
+        parameters = decoder_parameters(self._one_layer, partition, self._precision.activation)
         found: dict[tuple[int, ...], _RankShare] = {}
         size = self._precision.activation.num_bytes
         for rank in range(partition.size):

@@ -5,19 +5,30 @@ from dataclasses import dataclass, replace
 
 from tpinfer.config.model import ModelSpec
 from tpinfer.config.topology import Placement, Topology
-from tpinfer.planner.outcome import Outcome, Spread, as_words, largest_word, outcome_of
+from tpinfer.planner.estimate import Estimate, Estimator
+from tpinfer.planner.outcome import (
+    PERCENTILES,
+    Outcome,
+    Spread,
+    as_words,
+    largest_word,
+    outcome_of,
+)
 from tpinfer.planner.placement import EngineSettings, Fit, Fitter
 from tpinfer.planner.precision import Precision
 from tpinfer.planner.simulate import simulate
-from tpinfer.planner.estimate import Estimate, Estimator
 from tpinfer.planner.step_model import Split, StepModel, step_model
 from tpinfer.planner.traits import Traits
 from tpinfer.planner.workload import Slo, Workload
 from tpinfer.scheduling.limits import SchedulerLimits
 
 _PER_MILLION, _HOUR_S = 1e6, 3600.0
+_FEWEST_REQUESTS, _MOST_REQUESTS = 400, 4000
+"""Of a simulation with arrivals by chance."""
 _OFTEN = 0.1
 """Share of steps in which a shortage is what binds."""
+
+NO_TIME = Split()
 
 Interval = tuple[float, float]
 
@@ -49,8 +60,8 @@ class Plan:
     """Of all replicas."""
     cost_per_mtok: float | None = None
     """US dollars for a million output tokens; None where the topology has no price."""
-    ttft_split: Split = Split()
-    tpot_split: Split = Split()
+    ttft_split: Split = NO_TIME
+    tpot_split: Split = NO_TIME
     ttft: Spread | None = None
     tpot: Spread | None = None
     """With percentiles, where it was simulated."""
@@ -191,15 +202,16 @@ class Planner:
         )
         return self._judged(plan)
 
-    def simulate(
-        self, fit: Fit, settings: EngineSettings, num_requests: int | None = None
-    ) -> Plan:
+    def simulate(self, fit: Fit, settings: EngineSettings, num_requests: int | None = None) -> Plan:
         """The plan by a run of the scheduler. `num_requests`: of one lane."""
         if not fit.fits:
             return self._misfit(fit, settings)
         model, limits = self.model(fit.placement), self._limits(fit, settings)
         lane = self.workload.lane(_num_lanes(fit))
         window = self.spec.sliding_window
+        steady = Estimator(model, limits, lane, window).estimate()
+        if num_requests is None and lane.rate is not None:
+            num_requests = _settled_requests(steady)
 
         def run(scale: float) -> Outcome:
             return outcome_of(simulate(model, limits, lane, num_requests, window, scale))
@@ -209,7 +221,6 @@ class Planner:
         if lane.rate is not None:  # a wait grows by more than the steps do
             low, high = model.traits.interval
             ttft_interval = run(1 - low).ttft.mean, run(1 + high).ttft.mean
-        steady = Estimator(model, limits, lane, window).estimate()
         plan = replace(
             self._plan(fit, settings, model, found.output_tokens_per_s),
             binding=_binding(found),
@@ -274,6 +285,11 @@ class Planner:
         return replace(plan, slo_misses=self._slo.misses(plan.ttft_s, plan.tpot_s))
 
 
+def _settled_requests(found: Estimate) -> int:
+    """So many that those of the beginning, who find the engine emptier, are a small part."""
+    return min(_MOST_REQUESTS, max(_FEWEST_REQUESTS, round(8 * found.num_running)))
+
+
 def _num_lanes(fit: Fit) -> int:
     return fit.placement.pp * fit.placement.dp
 
@@ -295,8 +311,6 @@ def _around(value: float, low: float, high: float) -> Interval:
 
 
 def _percentiles(spread: Spread | None) -> Mapping[str, float] | None:
-    from tpinfer.planner.outcome import PERCENTILES
-
     if spread is None:
         return None
     return {f"p{p}": value for p, value in zip(PERCENTILES, spread.percentiles, strict=True)}

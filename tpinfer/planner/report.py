@@ -117,9 +117,9 @@ def _notes(found: Found, plans: Sequence[Plan], law: PrefillLaw | None) -> list[
     if found.num_estimated:
         notes.append(
             f"{found.num_estimated} plans were estimated and {found.num_simulated} simulated. "
-            f"{len(found.front)} of them no other beats in TTFT, TPOT, throughput and cost at once; "
-            "--json has all. Best first: those that keep up and keep the promises, by device time "
-            "for a token."
+            f"{len(found.front)} of them no other beats in TTFT, TPOT, throughput and cost at "
+            "once; --json has all. Best first: those that keep up and keep the promises, by device "
+            "time for a token."
         )
         notes.append(f"The first is tp={best.tp} pp={best.pp} dp={best.dp}, {_settings(best)}.")
     else:
@@ -174,7 +174,9 @@ def _misfits(plans: Sequence[Plan]) -> list[str]:
         lines.append(_wrapped(f"{sizes} does not fit: {reason}"))
     left = len(reasons) - len(lines)
     if left:
-        lines.append(f"{left} more reason{'' if left == 1 else 's'} why others do not fit; see --json.")
+        lines.append(
+            f"{left} more reason{'' if left == 1 else 's'} why others do not fit; see --json."
+        )
     return lines
 
 
@@ -193,14 +195,14 @@ def _ms(seconds: float | None) -> str:
     if seconds is None:
         return "-"
     value = seconds * 1e3
-    return _digits(value)
+    return digits(value)
 
 
 def _count(value: float | None) -> str:
-    return "-" if value is None else _digits(value)
+    return "-" if value is None else digits(value)
 
 
-def _digits(value: float) -> str:
+def digits(value: float) -> str:
     """Three significant digits, no exponent."""
     if not math.isfinite(value):
         return "endless"

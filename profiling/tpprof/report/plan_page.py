@@ -1,5 +1,6 @@
-"""A planner's page in the manner of the reports: which placements no other beats, how the time of an
-output token changes over tensor-parallel ranks, and where prefill and decode lie under the roofline.
+"""A planner's page in the manner of the reports: which placements no other beats, how the time of
+an output token changes over tensor-parallel ranks, and where prefill and decode lie under the
+roofline.
 
 It draws what it is handed and knows nothing of how plans are made.
 """
@@ -148,7 +149,10 @@ def _pareto(plans: Sequence[PlanMark]) -> str:
     marks = [label(0, 12, "output tokens/s and device")]
     for value in across:
         x = _LEFT + width * value / across[-1]
-        marks += [line(x, _TOP, x, bottom, "grid"), label(x, bottom + 18, f"{value:g}", "", "middle")]
+        marks += [
+            line(x, _TOP, x, bottom, "grid"),
+            label(x, bottom + 18, f"{value:g}", "", "middle"),
+        ]
     for value in up:
         y = bottom - _HEIGHT * value / up[-1]
         marks += [
@@ -181,7 +185,7 @@ def _pareto(plans: Sequence[PlanMark]) -> str:
 
 def _tip(one: PlanMark) -> str:
     lines = [
-        f"{one.name}: {duration(one.tpot_s * 1e9)} per output token {one.intervals.get('TPOT', '')}",
+        f"{one.name}: {duration(one.tpot_s * 1e9)} an output token {one.intervals.get('TPOT', '')}",
         f"first token {duration(one.ttft_s * 1e9)} {one.intervals.get('TTFT', '')}",
         f"{one.tokens_per_s:.0f} tokens/s on {one.num_devices} devices",
     ]
