@@ -12,7 +12,7 @@ from tpinfer.config.errors import ConfigError
 if TYPE_CHECKING:
     from tpinfer.planner.pictures import PrefillLaw
     from tpinfer.planner.placement import EngineSettings
-    from tpinfer.planner.plan import Planner
+    from tpinfer.planner.plan import Plan, Planner
     from tpinfer.planner.search import Found
 
 EPILOG = """Numbers are predictions: each has its mode (datasheet, probe, calibrated) and the
@@ -117,9 +117,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     if args.json:
         _write(args.json, json.dumps(document, indent=1) + "\n", "--json")
     if args.compare:
-        from tpinfer.cli.plan_compare import compare_with
-
-        print(compare_with(found.plans[0], Path(args.compare)))
+        print(_compared(found.plans[0], Path(args.compare)))
     if args.html:
         from tpinfer.cli.plan_html import render_page
 
@@ -246,6 +244,20 @@ def _text(
     from tpinfer.planner.report import render_plans
 
     return render_plans(f"{args.model}: {_title(planner)}", found, law)
+
+
+def _compared(plan: "Plan", path: Path) -> str:
+    """The plan against a report of tpprof's. Raises TpinferError."""
+    from tpprof.report.jsonform import read_report
+    from tpprof.report.prediction import Prediction, measured_in, render_comparison
+
+    from tpinfer.planner.outcome import as_words
+
+    if not plan.fits:
+        raise ConfigError(f"--compare {path}: nothing is predicted, for {plan.reason}")
+    words = as_words(plan.tpot_split), as_words(plan.ttft_split)
+    measured = measured_in(read_report(path), str(path))
+    return render_comparison(Prediction(*words, plan.relative, plan.mode), measured)
 
 
 def _read(name: str) -> str:

@@ -1,13 +1,10 @@
 """The page of `tpinfer plan --html`: what the plans are turned into pictures from."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tpinfer.config.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tpprof.report.op_sums import OpSum
-    from tpprof.report.plan_page import PlanMark
-
     from tpinfer.planner.pictures import PrefillLaw, Roofline
     from tpinfer.planner.plan import Plan, Planner
     from tpinfer.planner.search import Found
@@ -15,7 +12,8 @@ if TYPE_CHECKING:
 
 def render_page(title: str, planner: "Planner", found: "Found", law: "PrefillLaw | None") -> str:
     """One HTML file that needs nothing else. Raises ConfigError where no plan fits."""
-    from tpprof.report.plan_page import PlanPage, render_plan_page
+    from tpprof.report.op_sums import OpSum
+    from tpprof.report.plan_page import PlanMark, PlanPage, render_plan_page
 
     from tpinfer.planner.pictures import roofline, scaling
     from tpinfer.planner.report import prefill_sentence
@@ -39,9 +37,12 @@ def render_page(title: str, planner: "Planner", found: "Found", law: "PrefillLaw
             title=title,
             headline=_headline(best),
             mode=best.mode,
-            plans=[_mark(plan, place in found.front) for place, plan in enumerate(fitting)],
+            plans=[
+                PlanMark(**_mark(plan), is_on_front=place in found.front)
+                for place, plan in enumerate(fitting)
+            ],
             scaling=[(f"tp {plan.tp}", _words(plan)) for plan in scaled],
-            steps=_steps(roof),
+            steps=[OpSum(**step) for step in _steps(roof)],
             ceilings=_ceilings(roof),
             sentences=sentences,
         )
@@ -65,9 +66,8 @@ def _words(plan: "Plan") -> dict[str, float]:
     return as_words(plan.tpot_split) if plan.fits else {}
 
 
-def _mark(plan: "Plan", is_on_front: bool) -> "PlanMark":
-    from tpprof.report.plan_page import PlanMark
-
+def _mark(plan: "Plan") -> dict[str, Any]:
+    """Fields of the page's `PlanMark`."""
     from tpinfer.planner.report import NAMES, digits
 
     assert plan.tpot_s is not None and plan.ttft_s is not None, "a plan that fits has times"
@@ -80,34 +80,36 @@ def _mark(plan: "Plan", is_on_front: bool) -> "PlanMark":
         if key in pairs
     }
     rows, tokens = plan.settings.max_num_seqs, plan.settings.max_num_batched_tokens
-    return PlanMark(
-        name=f"tp {plan.tp} pp {plan.pp} dp {plan.dp}",
-        tpot_s=plan.tpot_s,
-        ttft_s=plan.ttft_s,
-        tokens_per_s=plan.output_tokens_per_s or 0.0,
-        num_devices=plan.num_ranks,
-        cost_per_mtok=plan.cost_per_mtok,
-        bound=NAMES.get(plan.binding, plan.binding),
-        intervals=intervals,
-        split_s=_words(plan),
-        is_on_front=is_on_front,
-        note=f"{rows} sequences and {tokens} tokens a step at most",
-    )
+    return {
+        "name": f"tp {plan.tp} pp {plan.pp} dp {plan.dp}",
+        "tpot_s": plan.tpot_s,
+        "ttft_s": plan.ttft_s,
+        "tokens_per_s": plan.output_tokens_per_s or 0.0,
+        "num_devices": plan.num_ranks,
+        "cost_per_mtok": plan.cost_per_mtok,
+        "bound": NAMES.get(plan.binding, plan.binding),
+        "intervals": intervals,
+        "split_s": _words(plan),
+        "note": f"{rows} sequences and {tokens} tokens a step at most",
+    }
 
 
-def _steps(roof: "Roofline") -> "list[OpSum]":
-    from tpprof.report.op_sums import OpSum
-
+def _steps(roof: "Roofline") -> list[dict[str, Any]]:
+    """Fields of the page's `OpSum`s; the floor is the nearer ceiling."""
     best = max(roof.flops_per_s.values())
     width = max(roof.bytes_per_s.values())
     return [
-        OpSum(
-            point.name, round(point.time_s * 1e9),
-            round(max(point.flops / best, point.bytes_moved / width) * 1e9), 1,
-            round(point.flops), round(point.bytes_moved), point.bound,
-        )
+        {
+            "key": point.name,
+            "time_ns": round(point.time_s * 1e9),
+            "floor_ns": round(max(point.flops / best, point.bytes_moved / width) * 1e9),
+            "count": 1,
+            "flops": round(point.flops),
+            "bytes": round(point.bytes_moved),
+            "bound": point.bound,
+        }
         for point in roof.points
-    ]  # fmt: skip
+    ]
 
 
 def _ceilings(roof: "Roofline") -> dict[str, object]:

@@ -82,7 +82,7 @@ def _sizes(plan: Plan) -> str:
 def _interval_line(plan: Plan) -> str:
     intervals = plan.intervals()
     cost = intervals.get("cost_per_mtok")
-    marks = "" if plan.keeps_up else "  does not keep up"
+    marks = "" if plan.keeps_up else "  overloaded"
     if plan.slo_misses and not marks:
         marks = f"  misses {', '.join(plan.slo_misses)}"
     step = f"{plan.settings.max_num_seqs} x {plan.settings.max_num_batched_tokens}"
@@ -203,9 +203,11 @@ def _count(value: float | None) -> str:
 
 
 def digits(value: float) -> str:
-    """Three significant digits, no exponent."""
+    """Three significant digits, no exponent; thousands from 99950 on."""
     if not math.isfinite(value):
         return "endless"
+    if abs(value) >= 99_950:
+        return f"{value / 1e3:.0f}k"
     if abs(value) >= 99.95 or value == 0:
         return f"{value:.0f}"
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
