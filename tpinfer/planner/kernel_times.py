@@ -1,8 +1,8 @@
-"""How long a kernel takes on one device: `t0 + max(bytes / (e * BW), FLOPs / (g * peak))`.
-
-The rates are attainable ones, so e and g are in them already; `planner.traits` scales them.
+"""What one device's kernels are timed by: attainable rates, so e and g of
+`t0 + max(bytes / (e * BW), FLOPs / (g * peak))` are in them already; `planner.traits` scales them.
 """
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,6 +20,9 @@ class DeviceTimes:
     """Attainable rate by format: `DType` values, and `fp4`."""
     kernel_floor_s: float
     origin: str
+    by_thinness: tuple[tuple[int, float], ...] = ()
+    """(tokens, part of the arithmetic rate that a linear of so many rows reaches), fewest tokens
+    first; empty where products of few rows are slow for their bytes alone."""
 
     @property
     def main_memory(self) -> MemoryLevel:
@@ -33,6 +36,20 @@ class DeviceTimes:
             if name in rates:
                 return rates[name]
         return min(rates.values())
+
+    def thin_share(self, tokens: int) -> float:
+        """The part of the rate at `tokens` rows, straight lines between the known ones."""
+        known = self.by_thinness
+        if not known:
+            return 1.0
+        right = bisect_left(known, (tokens, 0.0))
+        if right == len(known):
+            return known[-1][1]
+        high_rows, high = known[right]
+        if right == 0 or high_rows == tokens:
+            return high
+        low_rows, low = known[right - 1]
+        return low + (high - low) * (tokens - low_rows) / (high_rows - low_rows)
 
 
 def device_times(ceilings: Ceilings) -> DeviceTimes:

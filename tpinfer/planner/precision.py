@@ -48,3 +48,11 @@ def precision_named(name: str) -> Precision:
     if name not in PRECISIONS:
         raise ConfigError(f"precision {name!r} is unknown; give one of {', '.join(PRECISIONS)}")
     return PRECISIONS[name]
+
+
+def ledger_precision(compute: DType, kv: DType) -> Precision:
+    """Weights as they are computed in."""
+    for one in PRECISIONS.values():
+        if one.product == compute and one.activation is compute:
+            return one.with_kv(kv)
+    return Precision(compute.value, float(compute.num_bytes), compute, compute, kv)

@@ -1,28 +1,28 @@
 """How long one engine step takes on the slowest rank, split into the six words.
 
-Every op is priced from the ledger: a kernel takes `t0 + max(bytes / (e * BW), FLOPs / (g * peak))`,
-a collective what its group's curves say, the host so much a step and so much a row. An op goes
-where the profiler would file it (`costs.bound`): below the least time of a kernel to small kernels,
-else to what binds it. It says nothing of queueing or of more than one step.
+Every op is priced from the ledger: a kernel takes `t0 + (m^p + c^p)^(1/p)` with m = bytes / (e * BW)
+and c = FLOPs / (g * peak), a collective what its group's curves say, the host so much a step and so
+much a row. The power p stands between max(m, c), where memory and arithmetic overlap fully, and
+their sum; kernels near the ridge are slower than the roofline's max says. An op goes where the
+profiler would file it (`costs.bound`): below the least time of a kernel to small kernels, else to
+what binds it. It says nothing of queueing or of more than one step.
 """
 
-from collections import Counter
 from dataclasses import dataclass, replace
 
-from tpinfer.config.dtypes import DType
 from tpinfer.config.errors import ConfigError
 from tpinfer.config.model import ModelSpec
 from tpinfer.config.topology import Placement, Topology
 from tpinfer.costs.ledger import CostLedger
-from tpinfer.costs.ops import TERMS, Formula, OpKind, StepAggregates, aggregate
+from tpinfer.costs.ops import TERMS, StepAggregates, aggregate
 from tpinfer.planner.collective_times import CollectiveTimes, collective_times
 from tpinfer.planner.kernel_times import DeviceTimes, device_times
-from tpinfer.planner.precision import PRECISIONS, Precision
+from tpinfer.planner.precision import Precision, ledger_precision
+from tpinfer.planner.step_program import count_program, scaled
 from tpinfer.planner.traits import Traits
 from tpinfer.sharding.partition import partition_model
 
-_ONE, _TOKENS, _ROWS = TERMS.index("one"), TERMS.index("tokens"), TERMS.index("rows")
-_Terms = tuple[tuple[int, float], ...]
+_TOKENS, _ROWS = TERMS.index("tokens"), TERMS.index("rows")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +39,8 @@ class Split:
     @property
     def total(self) -> float:
         """The sum of all six."""
-        return (
-            self.compute + self.memory + self.communication + self.small_kernels + self.host
-            + self.queue
-        )  # fmt: skip
+        kernels = self.compute + self.memory + self.small_kernels
+        return kernels + self.communication + self.host + self.queue
 
     def __add__(self, other: "Split") -> "Split":
         return Split(
@@ -80,94 +78,108 @@ class StepModel:
         num_stages: int = 1,
     ) -> None:
         """`ledger` of the slowest rank, with every layer of the model; `precision` where weights
-        are stored otherwise than the ledger's compute dtype."""
-        self.ledger, self.device, self.links, self.traits = ledger, device, links, traits
-        self.precision = precision or _ledger_precision(ledger)
+        are stored otherwise than in the ledger's compute dtype."""
+        self.ledger, self.device, self.links = ledger, device, links
+        self.precision = precision or ledger_precision(ledger.compute_dtype, ledger.kv_dtype)
         self.num_stages = num_stages
-        self._floor_s = device.kernel_floor_s * traits.kernel_floor
-        self._kernels: list[tuple[int, _Terms, _Terms]] = []
-        self._reduces: list[tuple[int, float]] = []
-        self._gathers: list[tuple[int, _Terms]] = []
-        self._affine = [
-            (latency * traits.collective, per_byte * traits.collective)
-            for latency, per_byte in links.affine()
-        ]
-        self._price_ops()
-        width = ledger.spec.hidden_size * ledger.compute_dtype.num_bytes
-        self._stage_s = (num_stages - 1) * links.transfer_latency_s
-        self._stage_token_s = (num_stages - 1) * width / links.transfer_bytes_per_s
+        self._program = count_program(ledger, self.precision)
+        self._set_rates(traits)
+
+    @property
+    def weight_bytes(self) -> float:
+        """Parameters of the rank as they are stored, all stages together."""
+        return self._program.weight_bytes
+
+    def with_traits(self, traits: Traits) -> "StepModel":
+        """The same placement with other traits; nothing is counted anew."""
+        other = object.__new__(StepModel)
+        other.ledger, other.device, other.links = self.ledger, self.device, self.links
+        other.precision, other.num_stages = self.precision, self.num_stages
+        other._program = self._program
+        other._set_rates(traits)
+        return other
 
     def step(self, sums: StepAggregates) -> Split:
-        """One step's time. A step without tokens takes none."""
+        """One step's time; a step without tokens takes none."""
         terms = sums.values()
-        if not terms[_TOKENS]:
+        tokens = terms[_TOKENS]
+        if not tokens:
             return Split()
+        slower = 1 / self.device.thin_share(tokens)
+        memory_factor = self._cached_factor(sums)
+        floor, power, root = self._floor_s, self._power, self._root
         compute = memory = small = 0.0
-        floor = self._floor_s
-        for count, flops, moved in self._kernels:
+        for count, is_linear, flops, moved in self._kernels:
             compute_s = memory_s = 0.0
             for index, factor in flops:
                 compute_s += factor * terms[index]
             for index, factor in moved:
                 memory_s += factor * terms[index]
+            memory_s *= memory_factor
+            if is_linear:
+                compute_s *= slower
             if compute_s > memory_s:
-                roof, is_compute = compute_s, True
-            else:
-                roof, is_compute = memory_s, False
-            if roof < floor:
-                small += count * (floor + roof) if roof > 0 else 0.0
-            elif is_compute:
-                compute += count * (floor + roof)
-            else:
-                memory += count * (floor + roof)
+                kernel_s = floor + compute_s * (1 + (memory_s / compute_s) ** power) ** root
+                if compute_s < floor:
+                    small += count * kernel_s
+                else:
+                    compute += count * kernel_s
+            elif memory_s:
+                kernel_s = floor + memory_s * (1 + (compute_s / memory_s) ** power) ** root
+                if memory_s < floor:
+                    small += count * kernel_s
+                else:
+                    memory += count * kernel_s
         host = self.traits.host_step_s + self.traits.host_row_s * terms[_ROWS]
         return Split(compute, memory, self._communication(terms), small, host)
 
     def _communication(self, terms: tuple[int, ...]) -> float:
         tokens = terms[_TOKENS]
         total = self._stage_s + self._stage_token_s * tokens
-        for count, width in self._reduces:
-            total += count * min([lat + width * tokens * per for lat, per in self._affine])
-        if self._gathers:
-            latency, per_byte = self._affine[0]
-            n = self.links.num_ranks
-            per_sent = per_byte * n / (2 * (n - 1))
-            for count, sent in self._gathers:
-                num_bytes = sum([factor * terms[index] for index, factor in sent])
-                if num_bytes:
-                    total += count * (latency + num_bytes * per_sent)
+        for count, width in self._program.reduces:
+            size = width * tokens
+            total += count * min([latency + size * per for latency, per in self._affine])
+        for count, sent in self._program.gathers:
+            num_bytes = sum([factor * terms[index] for index, factor in sent])
+            if num_bytes:
+                total += count * (self._affine[0][0] + num_bytes * self._sent_s)
         return total
 
-    def _price_ops(self) -> None:
-        ledger, traits, device = self.ledger, self.traits, self.device
-        per_byte = 1 / (device.main_memory.bytes_per_s * traits.memory)
-        per_kv_byte = 1 / (device.main_memory.bytes_per_s * traits.kv_read)
-        product_s = 1 / (device.rate(self.precision.product) * traits.compute)
-        plain_s = 1 / (device.rate(ledger.compute_dtype) * traits.compute)
-        attention_s = 1 / (device.rate(ledger.compute_dtype) * traits.attention)
-        counted = Counter(
-            (ledger.kind(op), op == "head", ledger.op_formula(op)) for op in ledger.op_ids()
-        )
-        for (kind, is_head, one), count in counted.items():
-            moved = one.bytes_read + one.bytes_written
-            if kind is OpKind.REDUCE:
-                n = ledger.partition.size
-                sent = dict(one.bytes_sent.coefficients)[_TOKENS]
-                self._reduces.append((count, sent * n / (2 * (n - 1))))
-            elif kind.is_collective:
-                if one.bytes_sent.coefficients:
-                    self._gathers.append((count, one.bytes_sent.coefficients))
-            elif kind is OpKind.ATTENTION:
-                flops = _scaled(one.flops, attention_s)
-                self._kernels.append((count, flops, _scaled(moved, per_kv_byte)))
-            elif kind is OpKind.LINEAR and not is_head:
-                share = self.precision.weight_bytes / ledger.compute_dtype.num_bytes
-                stored = tuple((i, f * share if i == _ONE else f) for i, f in moved.coefficients)
-                flops = _scaled(one.flops, product_s)
-                self._kernels.append((count, flops, _scaled(Formula(stored), per_byte)))
-            else:
-                flops = _scaled(one.flops, plain_s)
-                self._kernels.append((count, flops, _scaled(moved, per_byte)))
+    def _cached_factor(self, sums: StepAggregates) -> float:
+        """Below 1 where the step's working set stays in a faster level than main memory."""
+        levels = self.device.memory
+        if self.weight_bytes > levels[max(0, len(levels) - 2)].capacity_bytes or len(levels) == 1:
+            return 1.0
+        size = self.ledger.step_working_set_bytes(sums)
+        fits = (level for level in levels if size <= level.capacity_bytes)
+        return self.device.main_memory.bytes_per_s / next(fits, levels[-1]).bytes_per_s
+
+    def _set_rates(self, traits: Traits) -> None:
+        self.traits = traits
+        device, links = self.device, self.links
+        rate = device.main_memory.bytes_per_s
+        per_byte, per_kv_byte = 1 / (rate * traits.memory), 1 / (rate * traits.kv_read)
+        plain = device.rate(self.ledger.compute_dtype)
+        seconds = {
+            "linear": (1 / (device.rate(self.precision.product) * traits.compute), per_byte),
+            "plain": (1 / (plain * traits.compute), per_byte),
+            "attention": (1 / (plain * traits.attention), per_kv_byte),
+        }
+        self._floor_s = device.kernel_floor_s * traits.kernel_floor
+        self._power, self._root = traits.overlap_power, 1 / traits.overlap_power
+        self._kernels = []
+        for work in self._program.kernels:
+            flop_s, byte_s = seconds[work.role]
+            timed = scaled(work.flops, flop_s), scaled(work.moved, byte_s)
+            self._kernels.append((work.count, work.role == "linear", *timed))
+        factor = traits.collective
+        self._affine = [(latency * factor, per * factor) for latency, per in links.affine()]
+        n = links.num_ranks
+        per_message = min([per for _, per in self._affine], default=0.0)
+        self._sent_s = per_message * n / (2 * max(1, n - 1))
+        width = self.ledger.spec.hidden_size * self.ledger.compute_dtype.num_bytes
+        self._stage_s = (self.num_stages - 1) * links.transfer_latency_s
+        self._stage_token_s = (self.num_stages - 1) * width / links.transfer_bytes_per_s
 
 
 def step_model(
@@ -186,7 +198,7 @@ def step_model(
     partition = partition_model(spec, tp, placement.shares, "auto")
     placed = replace(topology, placement=placement)
     models: list[StepModel] = []
-    seen = set()
+    seen: set[tuple[object, ...]] = set()
     for rank in range(tp):
         ceilings = placed.ceilings_of_rank(rank, tp)
         if ceilings is None:
@@ -194,29 +206,14 @@ def step_model(
                 f"{topology.file} gives rank {rank}'s device neither a known sku nor rates; "
                 "name one of the catalogue's under `sku:` or give `ceilings:`"
             )
+        cuts = (partition.heads, partition.kv_heads, partition.mlp, partition.vocab)
+        widths = tuple(ranges[rank][1] - ranges[rank][0] for ranges in cuts)
+        key = (widths, ceilings.memory, tuple(sorted(ceilings.flops_per_s.items())))
+        if key in seen:
+            continue
+        seen.add(key)
         ledger = CostLedger(spec, partition, rank, precision.activation, precision.kv)
         device, links = device_times(ceilings), collective_times(ceilings, tp)
-        shape = (
-            partition.num_heads(rank), partition.num_kv_heads(rank), partition.mlp[rank],
-            partition.vocab[rank],
-        )  # fmt: skip
-        key = (*shape[:2], *(stop - start for start, stop in shape[2:]), ceilings.memory)
-        if key not in seen:
-            seen.add(key)
-            models.append(
-                StepModel(ledger, device, links, traits or Traits(), precision, placement.pp)
-            )
+        models.append(StepModel(ledger, device, links, traits or Traits(), precision, placement.pp))
     probe = aggregate([1], [1024], 1, 0, spec.sliding_window)
     return max(models, key=lambda model: model.step(probe).total)
-
-
-def _ledger_precision(ledger: CostLedger) -> Precision:
-    dtype = ledger.compute_dtype
-    for one in PRECISIONS.values():
-        if one.product == dtype and one.activation is dtype:
-            return one.with_kv(ledger.kv_dtype)
-    return Precision(dtype.value, float(dtype.num_bytes), DType(dtype), dtype, ledger.kv_dtype)
-
-
-def _scaled(form: Formula, factor: float) -> _Terms:
-    return tuple((index, factor * value) for index, value in form.coefficients)

@@ -23,8 +23,8 @@ class Traits:
     """Factor on the memory rate of linears and of small ops."""
     compute: float = 1.0
     """Factor on the arithmetic rate of linears."""
-    kv_read: float = 1.0
-    """Factor on the rate at which attention reads keys and values."""
+    kv_read: float = 1.12
+    """Factor on the memory rate where attention reads keys and values: long, even reads."""
     attention: float = 0.7
     """Part of the bfloat16 rate that attention over long prompts reaches."""
     kernel_floor: float = 1.0
@@ -35,6 +35,14 @@ class Traits:
     """Host time of a step that the device waits for."""
     host_row_s: float = 5e-6
     """The same for each row of a step."""
+    reserved_bytes: float = 0.9e9
+    """Of a device's memory, what driver, collectives and the engine's own buffers keep."""
+    overlap_power: float = 2.0
+    """How memory and arithmetic of a kernel overlap: large for fully, 1 for not at all. The same
+    for all published groups; a fit of 1, 2, 3 or 6 to them is best at 1.5 to 2."""
+    kv: str = "auto"
+    """Format of the cache where the measured engines' was fitted: `bf16` or `fp8`; `auto` for
+    what the engine does by default."""
     interval: tuple[float, float] = (0.25, 0.25)
     """How far a measurement may lie below and above a prediction in 80 of 100 cases, relative to
     the prediction."""
@@ -55,6 +63,8 @@ def read_traits(text: str, source: str) -> Traits:
         raise ConfigError(
             f"{source}: {error}; write it with `tpinfer plan calibrate` again"
         ) from error
+    if found.overlap_power < 1:
+        raise ConfigError(f"{source}: overlap_power is {found.overlap_power}; it must be 1 or more")
     for name in ("memory", "compute", "kv_read", "attention", "kernel_floor", "collective"):
         if not getattr(found, name) > 0:
             raise ConfigError(f"{source}: {name} is {getattr(found, name)}; it must be above 0")
