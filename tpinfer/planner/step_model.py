@@ -1,11 +1,11 @@
 """How long one engine step takes on the slowest rank, split into the six words.
 
-Every op is priced from the ledger: a kernel takes `t0 + (m^p + c^p)^(1/p)`, m = bytes / (e * BW) and
-c = FLOPs / (g * peak), a collective what its group's curves say, the host so much a step and so much
-a row. The power p stands between max(m, c), where memory and arithmetic overlap fully, and their
-sum: kernels near the ridge are slower than the roofline's max says. An op goes where the profiler
-would file it (`costs.bound`): below the least time of a kernel to small kernels, else to what binds
-it. It says nothing of queueing or of more than one step.
+Every op is priced from the ledger: a kernel takes `t0 + (m^p + c^p)^(1/p)`, m = bytes / (e * BW)
+and c = FLOPs / (g * peak), a collective what its group's curves say, the host so much a step and so
+much a row. The power p stands between max(m, c), where memory and arithmetic overlap fully, and
+their sum: kernels near the ridge are slower than the roofline's max says. An op goes where the
+profiler would file it (`costs.bound`): below the least time of a kernel to small kernels, else to
+what binds it. It says nothing of queueing or of more than one step.
 """
 
 from dataclasses import dataclass, replace
