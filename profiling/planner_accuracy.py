@@ -129,8 +129,9 @@ def _print_errors(found: dict[Key, Calibration], plain: dict[Key, tuple[Judged, 
     for (name, medians), limit in zip(groups_of.items(), limits, strict=True):
         if medians:
             middle = float(np.median(medians))
-            _verdict(f"{name}: median over groups {_percent(middle)}, worst {_percent(max(medians))}",
-                     middle <= limit, f"<= {_percent(limit)}")  # fmt: skip
+            worst = _percent(max(medians))
+            text = f"{name}: median over groups {_percent(middle)}, worst {worst}"
+            _verdict(text, middle <= limit, f"<= {_percent(limit)}")
 
 
 def _held_medians(found: dict[Key, Calibration], by: str) -> list[float]:

@@ -50,7 +50,7 @@ class PointModels:
         Raises ConfigError for what does not fit, or is not known: model, device, engine, precision.
         """
         placed = self._place(point, traits)
-        model = placed.model.with_traits(traits)
+        model = self.step_model(point, traits)
         limits = self._limits(placed, traits)
         if point.concurrency is None:
             load = Load(point.input_len, point.output_len, limits.max_num_seqs)
@@ -68,6 +68,10 @@ class PointModels:
         )
         load = Load(point.input_len, point.output_len, point.concurrency or 1)
         return average_step(model, load, self._limits(placed, traits)).tpot.total
+
+    def step_model(self, point: Point, traits: Traits) -> StepModel:
+        """What prices the steps of a point. Raises ConfigError as `value`."""
+        return self._place(point, traits).model.with_traits(traits)
 
     def kv_capacity_tokens(self, point: Point, traits: Traits) -> int:
         """Tokens that the cache of one replica holds."""
