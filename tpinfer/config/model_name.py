@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tpinfer.config.errors import ConfigError
 from tpinfer.config.huggingface import find_model_directory
-from tpinfer.embedded.locate import MODELS, embedded_model, shape_directory
+from tpinfer.embedded.locate import MODELS, embedded_model, shape_directory, shape_names
 
 SHAPE_PREFIX = "shape:"
 
@@ -25,3 +25,11 @@ def model_directory(name: str) -> Path:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return find_model_directory(name)
+
+
+def shape_or_model_directory(name: str) -> Path:
+    """The same for those who need no weights: a shape's name may stand without its prefix, unless
+    there is a directory of that name. Raises ConfigError."""
+    if name in shape_names() and not Path(name).is_dir():
+        return shape_directory(name)
+    return model_directory(name)

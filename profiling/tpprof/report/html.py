@@ -51,10 +51,11 @@ def render_html(
         _limits(report),
         section("How sure this is", "What the numbers above rest on.", certainty(report)),
     ]
-    return _page(_headline(report), "".join(parts))
+    return page(f"{_headline(report)} - tpprof", "".join(parts))
 
 
-def _page(title: str, body: str) -> str:
+def page(title: str, body: str) -> str:
+    """A whole page around markup that is safe already."""
     static = files("tpprof.report")
     style = static.joinpath("page.css").read_text(encoding="utf-8")
     script = static.joinpath("page.js").read_text(encoding="utf-8")
@@ -63,7 +64,7 @@ def _page(title: str, body: str) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'{policy}<meta name="color-scheme" content="light dark">'
-        f"<title>{text_of(title)} - tpprof</title>\n<style>\n{style}</style></head>\n<body>"
+        f"<title>{text_of(title)}</title>\n<style>\n{style}</style></head>\n<body>"
         f"{_PATTERNS}<main>{body}</main>"
         f'<div id="tip" role="status" hidden></div>\n<script>\n{script}</script></body></html>\n'
     )

@@ -106,6 +106,17 @@ def _bars(rows: Sequence[tuple[str, int, Mapping[str, int]]], described: str) ->
     return chart(marks, 8 + len(rows) * _STEP, described)
 
 
+def duration_bars(rows: Sequence[tuple[str, Mapping[str, float]]]) -> str:
+    """Bars of (name, seconds by the six words), for times that nobody measured."""
+    shown = [
+        (name, {ROLLUP[word][0]: round(spent * 1e9) for word, spent in words.items()})
+        for name, words in rows
+    ]
+    leaves = [each for _, each in shown]
+    bars = [(name, sum(each.values()), each) for name, each in shown]
+    return word_legend(leaves) + _bars(bars, "Time in six words")
+
+
 def rank_bars(ranks: Sequence[Split]) -> str:
     """One bar a rank, and the same as a table."""
     rows = [(f"rank {split.rank}", split.wall_ns, split.leaves) for split in ranks]

@@ -1,0 +1,280 @@
+"""`tpinfer plan`: how fast a model would be on a machine, which placement to take, and why."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tpinfer.config.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tpinfer.planner.pictures import PrefillLaw
+    from tpinfer.planner.placement import EngineSettings
+    from tpinfer.planner.plan import Plan, Planner
+    from tpinfer.planner.search import Found
+
+EPILOG = """Numbers are predictions: each has its mode (datasheet, probe, calibrated) and the
+interval that 80 of 100 measurements should fall into. Nothing is run, and no weights are read.
+
+examples:
+  tpinfer plan --model llama-3.1-70b --topology dgx-h100 --input-len 512 --output-len 128 \\
+      --concurrency 64
+  tpinfer plan --model DIR --topology my-host.yaml --tp 4 --precision fp8 --input-len 2000 \\
+      --output-len 200 --rate 3.5 --slo ttft=500ms,tpot=30ms --html plan.html
+  tpinfer plan --model DIR --topology my-host.yaml --tp 2 --input-len 32 --output-len 128 \\
+      --concurrency 8 --compare report.json
+"""
+_MOST_ROWS = 256
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare all flags."""
+    _machine_flags(parser.add_argument_group("model and machine"))
+    _load_flags(parser.add_argument_group("load"))
+    _engine_flags(parser.add_argument_group("engine (default: what is best is looked for)"))
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", metavar="FILE", help="the plans as JSON; - is standard output")
+    output.add_argument("--html", metavar="FILE", help="a page with pictures")
+    output.add_argument(
+        "--compare", metavar="REPORT.json",
+        help="set the best plan against what tpprof measured (analyze --window steps --json)",
+    )  # fmt: skip
+
+
+def _machine_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--model", metavar="DIR",
+        help="checkpoint directory, a hub id in the local cache, or a shape such as llama-3.1-8b",
+    )  # fmt: skip
+    group.add_argument(
+        "--topology", metavar="FILE", help="YAML of the machine, or the name of a shipped one"
+    )
+    for axis, text in (
+        ("tp", "tensor-parallel ranks"), ("pp", "pipeline stages"), ("dp", "replicas"),
+    ):  # fmt: skip
+        group.add_argument(
+            f"--{axis}", type=int, metavar="N",
+            help=f"{text}; without --tp, --pp and --dp placements are searched",
+        )  # fmt: skip
+    group.add_argument(
+        "--precision", default="auto", metavar="NAME",
+        help="weights and products: bf16, fp8, int8, int4 (bf16 products), fp16, fp32, fp4; auto: "
+             "the checkpoint's",
+    )  # fmt: skip
+    group.add_argument(
+        "--kv-cache-dtype", choices=["auto", "bf16", "int8", "fp8"], default="auto",
+        help="what keys and values are stored in; auto: as activations",
+    )  # fmt: skip
+    group.add_argument("--price", metavar="P", help="of a device-hour, such as 2.50USD/h")
+    group.add_argument(
+        "--traits", metavar="FILE", help="what `tpinfer plan calibrate` found for such a device"
+    )
+
+
+def _load_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--input-len", type=int, metavar="I", help="tokens of each prompt")
+    group.add_argument("--output-len", type=int, metavar="O", help="tokens generated for each")
+    group.add_argument(
+        "--concurrency", type=int, metavar="C",
+        help="requests in flight: whose last token came sends the next one at once",
+    )  # fmt: skip
+    group.add_argument(
+        "--rate", type=float, metavar="R", help="requests a second, at random (Poisson)"
+    )
+    group.add_argument("--slo", metavar="P", help="promises on means, such as ttft=500ms,tpot=30ms")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of the arrivals (0)")
+    group.add_argument(
+        "--num-requests", type=int, metavar="N",
+        help="requests simulated for each of a plan's engines (as many as settle the means)",
+    )  # fmt: skip
+
+
+def _engine_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--max-num-seqs", type=int, metavar="N", help="most sequences in one step of a replica"
+    )
+    group.add_argument(
+        "--max-num-batched-tokens", type=int, metavar="N", help="most tokens in one step"
+    )
+    group.add_argument(
+        "--memory-utilization", type=float, default=0.9, metavar="F",
+        help="share of what weights leave that the cache and activations may take (0.9)",
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Plan, print, write."""
+    _require(args)
+    planner, settings = _planner(args)
+    sizes = _sizes(args)
+    found = _found(args, planner, settings, sizes)
+    law = _prefill(planner, found)
+    if args.json != "-":
+        print(_text(args, planner, found, law), flush=True)
+    document = to_document(planner, found, law)
+    if args.json:
+        _write(args.json, json.dumps(document, indent=1) + "\n", "--json")
+    if args.compare:
+        print(_compared(found.plans[0], Path(args.compare)))
+    if args.html:
+        from tpinfer.cli.plan_html import render_page
+
+        _write(args.html, render_page(_title(planner), planner, found, law), "--html")
+    return 0 if any(plan.fits for plan in found.plans) else 1
+
+
+def _require(args: argparse.Namespace) -> None:
+    names = ("model", "topology", "input_len", "output_len")
+    missing = ["--" + name.replace("_", "-") for name in names if getattr(args, name) is None]
+    if missing:
+        raise ConfigError(f"{', '.join(missing)} missing; see `tpinfer plan --help` for examples")
+    for name in ("tp", "pp", "dp", "num_requests"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {value} must be 1 or more")
+
+
+def _planner(args: argparse.Namespace) -> "tuple[Planner, EngineSettings]":
+    from tpinfer.config.dtypes import DType
+    from tpinfer.config.huggingface import read_model_spec
+    from tpinfer.config.kv_cache import kv_cache_dtype
+    from tpinfer.config.model_name import shape_or_model_directory
+    from tpinfer.config.topology_reader import load_topology
+    from tpinfer.config.units import parse_price
+    from tpinfer.planner.placement import EngineSettings
+    from tpinfer.planner.plan import Planner
+    from tpinfer.planner.precision import precision_named
+    from tpinfer.planner.traits import read_traits
+    from tpinfer.planner.workload import Slo, Workload, parse_slo
+
+    spec = read_model_spec(shape_or_model_directory(args.model))
+    topology = load_topology(args.topology)
+    if args.price:
+        topology = replace(topology, usd_per_gpu_hour=parse_price(args.price))
+    workload = Workload(
+        args.input_len, args.output_len, args.concurrency, args.rate, seed=args.seed
+    )
+    if workload.num_tokens > spec.max_position:
+        raise ConfigError(
+            f"--input-len {args.input_len} and --output-len {args.output_len} make "
+            f"{workload.num_tokens} tokens, and the model takes {spec.max_position}; lower one"
+        )
+    names = {DType.FLOAT32: "fp32", DType.BFLOAT16: "bf16", DType.FLOAT16: "fp16"}
+    precision = precision_named(names[spec.dtype] if args.precision == "auto" else args.precision)
+    precision = precision.with_kv(kv_cache_dtype(args.kv_cache_dtype, precision.activation))
+    traits = None
+    if args.traits:
+        traits = read_traits(_read(args.traits), args.traits)
+    rows = args.max_num_seqs
+    if rows is None:
+        rows = _MOST_ROWS if args.concurrency is None else max(_MOST_ROWS, args.concurrency)
+    settings = EngineSettings(
+        rows,
+        2048 if args.max_num_batched_tokens is None else args.max_num_batched_tokens,
+        args.memory_utilization,
+    )
+    slo = parse_slo(args.slo) if args.slo else Slo()
+    return Planner(spec, topology, precision, workload, slo, traits), settings
+
+
+def _sizes(args: argparse.Namespace) -> tuple[int, int, int] | None:
+    given = (args.tp, args.pp, args.dp)
+    if given == (None, None, None):
+        return None
+    return (args.tp or 1, args.pp or 1, args.dp or 1)
+
+
+def _found(
+    args: argparse.Namespace,
+    planner: "Planner",
+    settings: "EngineSettings",
+    sizes: tuple[int, int, int] | None,
+) -> "Found":
+    from tpinfer.planner.search import fixed, search
+
+    if sizes is not None:
+        return fixed(planner, sizes, settings, args.num_requests)
+    is_free = (args.max_num_seqs is None, args.max_num_batched_tokens is None)
+    return search(planner, settings, is_free, args.num_requests)
+
+
+def _prefill(planner: "Planner", found: "Found") -> "PrefillLaw | None":
+    from tpinfer.planner.pictures import prefill_law
+
+    best = found.plans[0] if found.plans else None
+    if best is None or not best.fits:
+        return None
+    placement = planner.fit((best.tp, best.pp, best.dp), best.settings).placement
+    return prefill_law(
+        planner.model(placement), planner.workload.input_len, best.settings.max_num_batched_tokens
+    )
+
+
+def to_document(planner: "Planner", found: "Found", law: "PrefillLaw | None") -> dict[str, object]:
+    """The JSON: `plans` has the keys that are kept stable, `details` the rest in the same order."""
+    return {
+        "plans": [plan.to_json() for plan in found.plans],
+        "details": [
+            {**plan.details(), "is_on_front": place in found.front}
+            for place, plan in enumerate(found.plans)
+        ],
+        "load": planner.workload.words(),
+        "precision": planner.precision.name,
+        "topology": planner.topology.name,
+        "prefill": law.to_json() if law else None,
+        "num_estimated": found.num_estimated,
+    }
+
+
+def _title(planner: "Planner") -> str:
+    spec, topology = planner.spec, planner.topology
+    kinds = {device.sku or device.kind for host in topology.hosts for device in host.devices}
+    count = sum(len(host.devices) for host in topology.hosts)
+    return (
+        f"{spec.architecture} of {spec.num_layers} layers in {planner.precision.name} on "
+        f"{topology.name} ({count} x {', '.join(sorted(kinds))}): {planner.workload.words()}"
+    )
+
+
+def _text(
+    args: argparse.Namespace, planner: "Planner", found: "Found", law: "PrefillLaw | None"
+) -> str:
+    from tpinfer.planner.report import render_plans
+
+    return render_plans(f"{args.model}: {_title(planner)}", found, law)
+
+
+def _compared(plan: "Plan", path: Path) -> str:
+    """The plan against a report of tpprof's. Raises TpinferError."""
+    from tpprof.report.jsonform import read_report
+    from tpprof.report.prediction import Prediction, measured_in, render_comparison
+
+    from tpinfer.planner.outcome import as_words
+
+    if not plan.fits:
+        raise ConfigError(f"--compare {path}: nothing is predicted, for {plan.reason}")
+    words = as_words(plan.tpot_split), as_words(plan.ttft_split)
+    measured = measured_in(read_report(path), str(path))
+    return render_comparison(Prediction(*words, plan.relative, plan.mode), measured)
+
+
+def _read(name: str) -> str:
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text"
+        raise ConfigError(f"{name} cannot be read ({reason}); name another file") from error
+
+
+def _write(name: str, text: str, flag: str) -> None:
+    if name == "-":
+        print(text, end="")
+        return
+    try:
+        Path(name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{name}: cannot be written ({error.strerror}); pass another {flag}"
+        ) from error
