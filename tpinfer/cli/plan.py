@@ -25,12 +25,18 @@ examples:
       --output-len 200 --rate 3.5 --slo ttft=500ms,tpot=30ms --html plan.html
   tpinfer plan --model DIR --topology my-host.yaml --tp 2 --input-len 32 --output-len 128 \\
       --concurrency 8 --compare report.json
+  tpinfer plan calibrate measured.csv --json traits.json
 """
 _MOST_ROWS = 256
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare all flags."""
+    parser.add_argument(
+        "calibrate", nargs="*", metavar="calibrate RESULTS",
+        help="instead of planning: fit the planner to a CSV of measured points, and tell its error "
+             "on points it has not seen",
+    )  # fmt: skip
     _machine_flags(parser.add_argument_group("model and machine"))
     _load_flags(parser.add_argument_group("load"))
     _engine_flags(parser.add_argument_group("engine (default: what is best is looked for)"))
@@ -71,6 +77,9 @@ def _machine_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--traits", metavar="FILE", help="what `tpinfer plan calibrate` found for such a device"
     )
+    group.add_argument(
+        "--engine", metavar="NAME", help="whose traits, where the file has those of several engines"
+    )
 
 
 def _load_flags(group: argparse._ArgumentGroup) -> None:
@@ -106,6 +115,8 @@ def _engine_flags(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     """Plan, print, write."""
+    if args.calibrate:
+        return _calibrate(args)
     _require(args)
     planner, settings = _planner(args)
     sizes = _sizes(args)
@@ -125,6 +136,22 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     return 0 if any(plan.fits for plan in found.plans) else 1
 
 
+def _calibrate(args: argparse.Namespace) -> int:
+    from tpinfer.cli.plan_calibrate import calibrate_from
+
+    if args.calibrate[0] != "calibrate" or len(args.calibrate) != 2:
+        raise ConfigError(
+            f"{' '.join(args.calibrate)!r} is not understood; plans take flags alone, and "
+            "`calibrate` one file of measured points"
+        )
+    text, document = calibrate_from(Path(args.calibrate[1]))
+    if args.json != "-":
+        print(text)
+    if args.json:
+        _write(args.json, json.dumps(document, indent=1) + "\n", "--json")
+    return 0
+
+
 def _require(args: argparse.Namespace) -> None:
     names = ("model", "topology", "input_len", "output_len")
     missing = ["--" + name.replace("_", "-") for name in names if getattr(args, name) is None]
@@ -137,6 +164,7 @@ def _require(args: argparse.Namespace) -> None:
 
 
 def _planner(args: argparse.Namespace) -> "tuple[Planner, EngineSettings]":
+    from tpinfer.cli.plan_calibrate import traits_in
     from tpinfer.config.dtypes import DType
     from tpinfer.config.huggingface import read_model_spec
     from tpinfer.config.kv_cache import kv_cache_dtype
@@ -146,7 +174,6 @@ def _planner(args: argparse.Namespace) -> "tuple[Planner, EngineSettings]":
     from tpinfer.planner.placement import EngineSettings
     from tpinfer.planner.plan import Planner
     from tpinfer.planner.precision import precision_named
-    from tpinfer.planner.traits import read_traits
     from tpinfer.planner.workload import Slo, Workload, parse_slo
 
     spec = read_model_spec(shape_or_model_directory(args.model))
@@ -166,7 +193,11 @@ def _planner(args: argparse.Namespace) -> "tuple[Planner, EngineSettings]":
     precision = precision.with_kv(kv_cache_dtype(args.kv_cache_dtype, precision.activation))
     traits = None
     if args.traits:
-        traits = read_traits(_read(args.traits), args.traits)
+        skus = {str(device.sku) for host in topology.hosts for device in host.devices}
+        text = _read(args.traits)
+        traits = traits_in(text, args.traits, skus, precision.name, args.engine)
+        if traits.kv != "auto" and args.kv_cache_dtype == "auto":
+            precision = precision.with_kv(precision_named(traits.kv).kv)
     rows = args.max_num_seqs
     if rows is None:
         rows = _MOST_ROWS if args.concurrency is None else max(_MOST_ROWS, args.concurrency)

@@ -16,13 +16,14 @@ from tpinfer.config.units import format_size
 from tpinfer.costs.kv_capacity import MemoryPlan, MemoryRequest, plan_memory
 from tpinfer.costs.ledger import CostLedger
 from tpinfer.planner.precision import Precision
+from tpinfer.planner.traits import Traits
 from tpinfer.planner.workload import Workload
 from tpinfer.scheduling.limits import SchedulerLimits
 from tpinfer.sharding.parameters import decoder_parameters
 from tpinfer.sharding.partition import Partition, cut_evenly, partition_model
 
-DRIVER_BYTES = 600_000_000
-"""Of a GPU's memory, what its driver, loaded kernels and collectives keep. Assumed."""
+RESERVED_BYTES = Traits().reserved_bytes
+"""Of a GPU's memory, what driver and collectives keep where nobody measured it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +151,18 @@ def _groups(topology: Topology, tp: int) -> tuple[tuple[Place, ...], ...]:
 class Fitter:
     """Tries placements of one model at one precision."""
 
-    def __init__(self, spec: ModelSpec, topology: Topology, precision: Precision) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        topology: Topology,
+        precision: Precision,
+        reserved_bytes: float = RESERVED_BYTES,
+    ) -> None:
+        """`reserved_bytes` of a GPU's memory are what driver and collectives keep."""
         self._spec = spec
         self._topology = topology
         self._precision = precision
+        self._reserved = 0 if topology.hosts[0].computes_on_cpu else round(reserved_bytes)
         self._one_layer = replace(spec, num_layers=1, sliding_layers=tuple(spec.sliding_layers[:1]))
         self._partitions: dict[tuple[int, tuple[float, ...] | None], Partition] = {}
         self._shares: dict[Partition, list[_RankShare]] = {}
@@ -219,12 +228,11 @@ class Fitter:
         settings: EngineSettings,
         work: Workload,
     ) -> Fit:
-        driver = 0 if self._topology.hosts[0].computes_on_cpu else DRIVER_BYTES
         fullest, tightest = 0, None
         for share, num_layers, is_first, is_last in self._stages(placement, partition):
             weights = share.bytes(num_layers, is_first, is_last, self._spec.tie_embeddings)
             fullest = max(fullest, weights)
-            free = capacity - driver - weights
+            free = capacity - self._reserved - weights
             if free <= 0:
                 return Fit(
                     placement, self._too_heavy(placement, weights, capacity), "weights", weights

@@ -166,7 +166,8 @@ class Planner:
         self.workload = workload
         self._slo = slo or Slo()
         self._traits = traits
-        self._fitter = Fitter(spec, topology, precision)
+        reserved = (traits or Traits()).reserved_bytes
+        self._fitter = Fitter(spec, topology, precision, reserved)
         self._models: dict[tuple[int, ...], StepModel] = {}
 
     def fit(self, sizes: tuple[int, int, int], settings: EngineSettings) -> Fit:
