@@ -67,6 +67,8 @@ class Plan:
     """With percentiles, where it was simulated."""
     ttft_interval: Interval | None = None
     """Where queueing makes it another than `relative`."""
+    rate_interval: Interval | None = None
+    """Of throughput, where arrivals bound it."""
     keeps_up: bool = True
     """False where more requests come than are served."""
     slo_misses: tuple[str, ...] = ()
@@ -101,11 +103,14 @@ class Plan:
             return found
         found["ttft_s"] = self.ttft_interval or _around(self.ttft_s, low, high)
         found["tpot_s"] = _around(self.tpot_s, low, high)
-        slow, fast = 1 / (1 + high), 1 / max(1 - low, 1e-9)
         rate = self.output_tokens_per_s
-        found["output_tokens_per_s"] = rate * slow, rate * fast
+        slow, fast = self.rate_interval or (rate / (1 + high), rate / max(1 - low, 1e-9))
+        found["output_tokens_per_s"] = slow, fast
         if self.cost_per_mtok is not None:
-            found["cost_per_mtok"] = self.cost_per_mtok / fast, self.cost_per_mtok / slow
+            found["cost_per_mtok"] = (
+                self.cost_per_mtok * rate / fast,
+                self.cost_per_mtok * rate / slow,
+            )
         return found
 
     def to_json(self) -> dict[str, object]:
@@ -210,7 +215,8 @@ class Planner:
         model, limits = self.model(fit.placement), self._limits(fit, settings)
         lane = self.workload.lane(_num_lanes(fit))
         window = self.spec.sliding_window
-        steady = Estimator(model, limits, lane, window).estimate()
+        estimator = Estimator(model, limits, lane, window)
+        steady = estimator.estimate()
         if num_requests is None and lane.rate is not None:
             num_requests = _settled_requests(steady)
 
@@ -218,12 +224,20 @@ class Planner:
             return outcome_of(simulate(model, limits, lane, num_requests, window, scale))
 
         found = run(1.0)
-        ttft_interval = None
-        if lane.rate is not None:  # a wait grows by more than the steps do
+        ttft_interval = rate_interval = None
+        tokens_per_s = found.output_tokens_per_s
+        if lane.rate is not None:  # a wait grows by more than the steps do, a throughput by less
             low, high = model.traits.interval
             ttft_interval = run(1 - low).ttft.mean, run(1 + high).ttft.mean
+            asked, most = lane.rate * lane.output_len, estimator.capacity_tokens_per_s()
+            tokens_per_s = asked if steady.keeps_up else tokens_per_s
+            busy = self._num_busy(fit)
+            rate_interval = (
+                busy * min(tokens_per_s, most / (1 + high)),
+                busy * max(tokens_per_s, min(asked, most / max(1 - low, 1e-9))),
+            )
         plan = replace(
-            self._plan(fit, settings, model, found.output_tokens_per_s),
+            self._plan(fit, settings, model, tokens_per_s),
             binding=_binding(found),
             method="simulated",
             ttft_s=found.ttft.mean,
@@ -233,6 +247,7 @@ class Planner:
             ttft=found.ttft,
             tpot=found.tpot,
             ttft_interval=ttft_interval,
+            rate_interval=rate_interval,
             keeps_up=steady.keeps_up,
             num_running=found.num_running * self._num_busy(fit),
             num_preemptions=found.num_preemptions,
