@@ -13,15 +13,8 @@ from tpinfer.config.topology import Placement
 from tpinfer.costs.kv_capacity import MemoryRequest, plan_memory
 from tpinfer.costs.ledger import CostLedger
 from tpinfer.embedded.locate import shape_names
-from tpinfer.planner.placement import (
-    RESERVED_BYTES,
-    EngineSettings,
-    Fit,
-    Fitter,
-    num_devices,
-    place,
-    sizes_to_try,
-)
+from tpinfer.planner.fit import RESERVED_BYTES, Fit, Fitter
+from tpinfer.planner.placement import EngineSettings, num_devices, place, sizes_to_try
 from tpinfer.planner.precision import precision_named
 from tpinfer.planner.workload import Workload
 from tpinfer.sharding.parameters import decoder_parameters
