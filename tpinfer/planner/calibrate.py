@@ -41,6 +41,7 @@ _MISFIT = 2.0
 """Residual of a point that does not fit in memory with the traits tried."""
 _IMPOSSIBLE = 0.2
 """Part of a series that may lie below the least possible time before the series is set aside."""
+_ROUNDING = 1e-9
 LEVEL = 0.8
 """Part of measurements that an interval should hold."""
 
@@ -157,13 +158,13 @@ def interval(judged: Sequence[Judged]) -> tuple[float, float]:
     rank = min(count, ceil((count + 1) * (1 - tail)))
     high, low = errors[rank - 1], errors[count - rank]
     # Measured is predicted * exp(-error).
-    return float(-np.expm1(-high)), float(np.expm1(-low))
+    return max(0.0, float(-np.expm1(-high))), max(0.0, float(np.expm1(-low)))
 
 
 def inside(log_error: float, half_widths: tuple[float, float]) -> bool:
     """Whether a measurement with this error lies in the interval."""
     below, above = half_widths
-    return -log(1 + above) <= log_error <= -log(1 - below)
+    return -log(1 + above) - _ROUNDING <= log_error <= _ROUNDING - log(1 - below)
 
 
 def _calibrate_group(

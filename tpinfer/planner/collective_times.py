@@ -1,4 +1,4 @@
-"""How long a collective takes: the smaller of two affine curves over its message, one for short
+"""How long a collective takes: the smallest of a few affine curves over its message, one for short
 messages (all peers at once, or a low-latency protocol) and one for long ones."""
 
 from dataclasses import dataclass
@@ -32,21 +32,20 @@ class CollectiveTimes:
         """Of `message_bytes` on each rank; 0 for nothing, or a rank alone."""
         if not message_bytes or self.num_ranks == 1:
             return 0.0
-        return min(lat + message_bytes * per for lat, per in self.affine())
+        return min(latency + message_bytes * per for latency, per in self.affine())
 
     def affine(self) -> list[tuple[float, float]]:
         """(seconds, seconds per message byte) of each curve."""
         n = self.num_ranks
         return [
-            (
-                one.latency_s,
-                (n - 1 if one.is_one_shot else 2 * (n - 1) / n) / one.bytes_per_s,
-            )
+            (one.latency_s, (n - 1 if one.is_one_shot else 2 * (n - 1) / n) / one.bytes_per_s)
             for one in self.curves
         ]
 
 
 def collective_times(ceilings: Ceilings, num_ranks: int) -> CollectiveTimes:
     """One curve from a group's ceilings: least latency and bus bandwidth."""
+    if num_ranks == 1:
+        return CollectiveTimes(1, (), origin="one rank")
     curve = Curve(ceilings.collective_latency_s, ceilings.collective_bytes_per_s)
-    return CollectiveTimes(num_ranks, () if num_ranks == 1 else (curve,), origin=ceilings.origin)
+    return CollectiveTimes(num_ranks, (curve,), origin=ceilings.origin)

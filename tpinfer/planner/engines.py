@@ -15,6 +15,8 @@ class EngineHabits:
     name: str
     memory_share: float
     """Of a device's memory, what the engine may fill."""
+    shares_rest: bool
+    """Whether that is of the memory that weights leave, rather than of all of it."""
     max_num_seqs: int
     max_num_batched_tokens: int
     reserves_output: bool
@@ -29,12 +31,12 @@ ENGINES = {
     for one in (
         # trtllm-bench: kv_cache_free_gpu_mem_fraction 0.95, GUARANTEED_NO_EVICT, max_num_tokens
         # 8192, max_batch_size 2048; FP8 checkpoints of ModelOpt quantize the cache as well.
-        EngineHabits("trtllm", 0.95, 2048, 8192, True, True),
+        EngineHabits("trtllm", 0.95, True, 2048, 8192, True, True),
         # gpu_memory_utilization 0.9, kv-cache-dtype auto; servers are benchmarked with 8192 tokens.
-        EngineHabits("vllm", 0.90, 1024, 8192, False, False),
+        EngineHabits("vllm", 0.90, False, 1024, 8192, False, False),
         # mem-fraction-static 0.88, kv-cache-dtype auto, chunked-prefill-size 8192.
-        EngineHabits("sglang", 0.88, 1024, 8192, False, False),
-        EngineHabits("tpinfer", 0.90, 256, 2048, False, False),
+        EngineHabits("sglang", 0.88, False, 1024, 8192, False, False),
+        EngineHabits("tpinfer", 0.90, False, 256, 2048, False, False),
     )
 }
 

@@ -19,7 +19,7 @@ from tpinfer.planner.step_model import StepModel
 from tpinfer.planner.traits import Traits
 from tpinfer.sharding.partition import partition_model
 
-_WORKSPACE_SHARE = 0.15
+_WORKSPACE_SHARE = 0.25
 """Of the memory that weights leave, what activations take at most: an engine short of room is
 started with smaller steps."""
 _FAST = Traits(
@@ -50,7 +50,7 @@ class PointModels:
         Raises ConfigError for what does not fit, or is not known: model, device, engine, precision.
         """
         placed = self._place(point, traits)
-        model = placed.model.with_traits(traits)
+        model = self.step_model(point, traits)
         limits = self._limits(placed, traits)
         if point.concurrency is None:
             load = Load(point.input_len, point.output_len, limits.max_num_seqs)
@@ -68,6 +68,10 @@ class PointModels:
         )
         load = Load(point.input_len, point.output_len, point.concurrency or 1)
         return average_step(model, load, self._limits(placed, traits)).tpot.total
+
+    def step_model(self, point: Point, traits: Traits) -> StepModel:
+        """What prices the steps of a point. Raises ConfigError as `value`."""
+        return self._place(point, traits).model.with_traits(traits)
 
     def kv_capacity_tokens(self, point: Point, traits: Traits) -> int:
         """Tokens that the cache of one replica holds."""
@@ -95,7 +99,11 @@ class PointModels:
     def _limits(self, placed: _Placed, traits: Traits) -> Limits:
         ledger, habits, stages = placed.model.ledger, placed.habits, placed.model.num_stages
         weights = placed.model.weight_bytes / stages
-        free = placed.sheet.memory_bytes * habits.memory_share - weights - traits.reserved_bytes
+        size, share = placed.sheet.memory_bytes, habits.memory_share
+        if habits.shares_rest:
+            free = (size - weights - traits.reserved_bytes) * share
+        else:
+            free = size * share - weights - traits.reserved_bytes
         rows, tokens = habits.max_num_seqs, habits.max_num_batched_tokens
         part = min(1.0, _WORKSPACE_SHARE * free / ledger.activation_bytes(tokens, rows))
         request = MemoryRequest(

@@ -25,7 +25,8 @@ _MODELS = {
     r"llama-?3\.[13]-8b": "llama-3.1-8b", r"llama-?3\.[13]-70b": "llama-3.1-70b",
     r"llama-?3\.1-405b": "llama-3.1-405b", r"llama-?2-70b": "llama-2-70b",
     r"llama-?2-7b": "llama-2-7b", r"mistral-7b": "mistral-7b",
-    **{rf"qwen3-{size}(?!-a)": f"qwen3-{size}" for size in ("0.6b", "1.7b", "4b", "8b", "14b", "32b")},
+    r"qwen3-0\.6b": "qwen3-0.6b", r"qwen3-1\.7b": "qwen3-1.7b", r"qwen3-4b": "qwen3-4b",
+    r"qwen3-8b": "qwen3-8b", r"qwen3-14b": "qwen3-14b", r"qwen3-32b": "qwen3-32b",
 }  # fmt: skip
 _RUNS = {
     ("trtllm", 128, 128): 30000, ("trtllm", 128, 2048): 3000, ("trtllm", 128, 4096): 1500,

@@ -8,6 +8,7 @@ parameters and some hundred residuals: no library is needed for it.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import log
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +45,7 @@ def fit_logarithms(
 
     residuals: parameters -> [n] float64, such as logarithms of predicted over measured.
     """
-    centre = np.log([prior.median for prior in priors])
+    centre: Vector = np.array([log(prior.median) for prior in priors])
     spread = np.array([prior.spread for prior in priors])
 
     def at(point: Vector) -> Vector:
@@ -55,7 +56,8 @@ def fit_logarithms(
         rows = np.where(size < _BEND, 0.5 * size**2, _BEND * (size - 0.5 * _BEND))
         return float(rows.sum() + 0.5 * np.sum(((point - centre) / spread) ** 2))
 
-    point, damping = centre.copy(), 1e-2
+    point: Vector = centre.copy()
+    damping = 1e-2
     found = at(point)
     best = loss(point, found)
     for _ in range(_ROUNDS):
@@ -67,7 +69,8 @@ def fit_logarithms(
         gradient = slopes.T @ (weights * found) + (point - centre) / spread**2
         for _ in range(_TRIES):
             damped = curvature + damping * np.diag(np.diag(curvature))
-            move = np.clip(-np.linalg.solve(damped, gradient), -_LONGEST, _LONGEST)
+            newton = np.asarray(np.linalg.solve(damped, gradient), dtype=np.float64)
+            move = np.clip(-newton, -_LONGEST, _LONGEST)
             tried = at(point + move)
             value = loss(point + move, tried)
             if value < best:

@@ -1,9 +1,9 @@
 """How long one engine step takes on the slowest rank, split into the six words.
 
-Every op is priced from the ledger: a kernel takes `t0 + (m^p + c^p)^(1/p)` with m = bytes / (e * BW)
+Every op is priced from the ledger: a kernel takes `t0 + (m^p + c^p)^(1/p)`, m = bytes / (e * BW)
 and c = FLOPs / (g * peak), a collective what its group's curves say, the host so much a step and so
 much a row. The power p stands between max(m, c), where memory and arithmetic overlap fully, and
-their sum; kernels near the ridge are slower than the roofline's max says. An op goes where the
+their sum: kernels near the ridge are slower than the roofline's max says. An op goes where the
 profiler would file it (`costs.bound`): below the least time of a kernel to small kernels, else to
 what binds it. It says nothing of queueing or of more than one step.
 """
@@ -15,8 +15,14 @@ from tpinfer.config.model import ModelSpec
 from tpinfer.config.topology import Placement, Topology
 from tpinfer.costs.ledger import CostLedger
 from tpinfer.costs.ops import TERMS, StepAggregates, aggregate
-from tpinfer.planner.collective_times import CollectiveTimes, collective_times
-from tpinfer.planner.kernel_times import DeviceTimes, device_times
+from tpinfer.planner.collective_times import CollectiveTimes
+from tpinfer.planner.group_times import (
+    default_traits,
+    group_times,
+    measured_device,
+    with_stages,
+)
+from tpinfer.planner.kernel_times import DeviceTimes
 from tpinfer.planner.precision import Precision, ledger_precision
 from tpinfer.planner.step_program import count_program, scaled
 from tpinfer.planner.traits import Traits
@@ -195,12 +201,15 @@ def step_model(
     has too few of them.
     """
     tp = placement.tp
+    traits = traits or default_traits(topology)
     partition = partition_model(spec, tp, placement.shares, "auto")
     placed = replace(topology, placement=placement)
+    groups = placed.groups(tp)
     models: list[StepModel] = []
     seen: set[tuple[object, ...]] = set()
-    for rank in range(tp):
-        ceilings = placed.ceilings_of_rank(rank, tp)
+    members = groups[0]
+    for rank, place in enumerate(members):
+        ceilings = placed.ceilings_of(*place, num_ranks=tp)
         if ceilings is None:
             raise ConfigError(
                 f"{topology.file} gives rank {rank}'s device neither a known sku nor rates; "
@@ -213,7 +222,15 @@ def step_model(
             continue
         seen.add(key)
         ledger = CostLedger(spec, partition, rank, precision.activation, precision.kv)
-        device, links = device_times(ceilings), collective_times(ceilings, tp)
-        models.append(StepModel(ledger, device, links, traits or Traits(), precision, placement.pp))
+        links = group_times(placed, members, ceilings)
+        if placement.pp > 1 and len(groups) > 1:
+            links = with_stages(links, placed, members[0], groups[1][0])
+        home = placed.host(place[0])
+        measured = None
+        if placed.measured is not None:
+            sharing = placed.num_sharing(home, groups)
+            measured = placed.measured.device(home.name, home.device(place[1]).id, sharing)
+        device = measured_device(ceilings, measured, precision.activation, traits.overlap_power)
+        models.append(StepModel(ledger, device, links, traits, precision, placement.pp))
     probe = aggregate([1], [1024], 1, 0, spec.sliding_window)
     return max(models, key=lambda model: model.step(probe).total)
