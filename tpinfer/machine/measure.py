@@ -33,7 +33,8 @@ GEMM_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _MESSAGE_BYTES = tuple(512 << (2 * i) for i in range(8))  # 512 B to 8 MB
 _MORE_MESSAGE_BYTES = (32 << 20, 128 << 20)
 _SMALLEST_SET = 128 << 10
-_LEAST_TRIALS = 5
+_LEAST_TRIALS = 3
+_LONGEST_FIGURE_S = 6.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +94,8 @@ def measure_rank(
         say("reading memory")
         memory = _memory(trials, machine)
         gemms: list[GemmRate] = []
+        say("multiplying")
         for dtype in dtypes:
-            say(f"multiplying {dtype.value}")
             gemms += _gemms(trials, dtype, bind_linear)
         say("timing small ops and copies")
         small = torch.ones(16, device=device)
@@ -159,7 +160,7 @@ def _gemms(trials: Trials, dtype: DType, bind_linear: BindLinear) -> list[GemmRa
     found: list[GemmRate] = []
     slowest_s = 0.0
     for rows in GEMM_ROWS:
-        if slowest_s * 2 * _LEAST_TRIALS > 3.0:  # a dtype this processor does not know
+        if 2 * slowest_s * _LEAST_TRIALS > _LONGEST_FIGURE_S:  # a dtype that is no good here
             break
         x = torch.ones(rows, inner, dtype=torch_dtype, device=trials.device)
         slowest_s = trials.seconds(lambda x=x: multiply(x))
