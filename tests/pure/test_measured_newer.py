@@ -48,5 +48,5 @@ def test_a_probe_alone_keeps_the_groups_of_before() -> None:
 
 def test_another_topology_is_refused() -> None:
     other = replace(measured("2026-02-01T00:00:00Z", ALONE), topology="elsewhere")
-    with pytest.raises(TopologyError, match="topology elsewhere, but the file holds .* of box"):
+    with pytest.raises(TopologyError, match=r"topology elsewhere, but the file holds .* of box"):
         measured("2026-01-01T00:00:00Z", TWO).with_newer(other)
