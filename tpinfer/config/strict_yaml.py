@@ -47,15 +47,16 @@ class Entry:
             raise self.error(f"is {text!r}; it must be a whole number of {least} or more")
         return int(text)
 
-    def ratio(self) -> float:
-        """A bare number above 0."""
+    def ratio(self, zero: bool = False) -> float:
+        """A bare number above 0, or 0 where `zero` is allowed."""
         text = self.text()
         try:
             value = float(text)
         except ValueError:
-            value = 0.0
-        if not 0 < value < float("inf"):
-            raise self.error(f"is {text!r}; it must be a number above 0 without a unit")
+            value = -1.0
+        if not 0 <= value < float("inf") or (value == 0 and not zero):
+            least = "0 or more" if zero else "above 0"
+            raise self.error(f"is {text!r}; it must be a number {least} without a unit")
         return value
 
     def flag(self) -> bool:
@@ -74,9 +75,9 @@ class Entry:
         """Operations per second."""
         return self._quantity(units.parse_flops)
 
-    def time(self) -> float:
-        """Seconds."""
-        return self._quantity(units.parse_time)
+    def time(self, zero: bool = False) -> float:
+        """Seconds; 0 only where `zero` is allowed."""
+        return self._quantity(lambda text: units.parse_time(text, zero))
 
     def price(self) -> float:
         """US dollars per hour."""
@@ -176,6 +177,13 @@ class Fields:
         if key not in self._values:
             raise self.entry.error(f"lacks the key {key!r}; add it")
         return self._values[key]
+
+
+def quoted(value: str) -> str:
+    """A scalar that reads back as `value`, in quotes where it needs them."""
+    if re.fullmatch(r"[A-Za-z0-9_](?:[A-Za-z0-9_./+-]*[A-Za-z0-9_/+])?", value):
+        return value
+    return yaml.safe_dump(value, default_style='"', width=1 << 30, allow_unicode=True).rstrip("\n")
 
 
 def read_yaml(path: Path) -> Entry:

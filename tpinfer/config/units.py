@@ -4,6 +4,8 @@ Bytes are `B`, bits are `b`; `k M G T` are powers of 1000, `Ki Mi Gi Ti` of 1024
 """
 
 import re
+from collections.abc import Callable
+from decimal import Decimal
 
 from tpinfer.config.errors import ConfigError
 
@@ -56,12 +58,13 @@ def parse_flops(text: str) -> float:
     return value * _PREFIXES[prefix]
 
 
-def parse_time(text: str) -> float:
-    """Seconds in `3us`, `1.5 ms`. Raises ConfigError."""
-    value, unit = _split(text, "3us")
+def parse_time(text: str, zero: bool = False) -> float:
+    """Seconds in `3us`, `1.5 ms`; `0us` only where `zero` is allowed. Raises ConfigError."""
+    value, unit = _split(text, "3us", zero)
     if unit not in _TIMES:
         raise _wrong_unit(text, unit, "a time", ", ".join(_TIMES))
-    return value * _TIMES[unit]
+    # In decimal, so that 4.2us is the very number that the literal 4.2e-6 is.
+    return float(Decimal(repr(value)) * Decimal(repr(_TIMES[unit])))
 
 
 def parse_price(text: str) -> float:
@@ -103,15 +106,60 @@ def format_price(usd_per_hour: float) -> str:
     return f"{usd_per_hour:.2f} USD/h"
 
 
-def _split(text: str, example: str) -> tuple[float, str]:
+def exact_size(num_bytes: int) -> str:
+    """The shortest text that `parse_size` reads back as these bytes."""
+    prefixes = ("TiB", "GiB", "MiB", "KiB", "TB", "GB", "MB", "kB", "B")
+    found = (
+        f"{num_bytes // int(_PREFIXES[unit[:-1]])}{unit}"
+        for unit in prefixes
+        if num_bytes % int(_PREFIXES[unit[:-1]]) == 0
+    )
+    return min(found, key=len)
+
+
+def exact_rate(bytes_per_s: float) -> str:
+    """A text that `parse_rate` reads back as this very number."""
+    return _exact(bytes_per_s, "B/s", parse_rate)
+
+
+def exact_flops(flops_per_s: float) -> str:
+    """A text that `parse_flops` reads back as this very number."""
+    return _exact(flops_per_s, "FLOPS", parse_flops)
+
+
+def exact_time(seconds: float) -> str:
+    """A text that `parse_time` reads back as this very number."""
+    for unit in ("s", "ms", "us", "ns"):
+        scaled = seconds / _TIMES[unit]
+        text = f"{_short(scaled)}{unit}"
+        if (scaled >= 0.9999 or not seconds) and parse_time(text, True) == seconds:
+            return text
+    return f"{seconds!r}s"
+
+
+def _exact(value: float, unit: str, parse: Callable[[str], float]) -> str:
+    for prefix in ("P", "T", "G", "M", "k"):
+        scaled = value / _PREFIXES[prefix]
+        if scaled >= 1 and parse(text := f"{_short(scaled)}{prefix}{unit}") == value:
+            return text
+    return f"{value!r}{unit}"
+
+
+def _short(value: float) -> str:
+    """Twelve digits, which hides what dividing by a power of ten leaves behind."""
+    return f"{value:.12g}"
+
+
+def _split(text: str, example: str, zero: bool = False) -> tuple[float, str]:
     match = _QUANTITY.fullmatch(text)
     if match is None:
         raise ConfigError(f"{text!r} is not a number with a unit; write it like {example}")
     value = float(match[1])
     if not match[2]:
         raise ConfigError(f"{text!r} has no unit; write it like {example}")
-    if not 0 < value < float("inf"):
-        raise ConfigError(f"{text!r} must be above 0; write it like {example}")
+    if not 0 <= value < float("inf") or (value == 0 and not zero):
+        least = "0 or more" if zero else "above 0"
+        raise ConfigError(f"{text!r} must be {least}; write it like {example}")
     return value, match[2]
 
 
