@@ -160,7 +160,7 @@ def test_mig_slices_have_their_share_of_the_card():
     [
         (GPUS + "    colour: red\n", 7, "colour"),
         (GPUS + "    gpus: {sku: l40s, ids: 0}\n", 7, "twice"),
-        (GPUS.replace(", bw: 450GB/s", ""), 6, "'bw'"),
+        (GPUS.replace("h100-sxm-80g", "l40s").replace(", bw: 450GB/s", ""), 6, "'bw'"),
         (GPUS.replace("450GB/s", "450"), 6, "no unit"),
         (GPUS.replace("450GB/s", "450GB"), 6, "GB/s"),
         (GPUS.replace("bw: 450GB/s", "gen: 4, width: 16, bw: 64GB/s"), 6, "bidir"),

@@ -4,10 +4,15 @@ Numbers come from a topology file, the catalogue or a measurement; `origin` says
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tpinfer.config.dtypes import DType
 from tpinfer.config.errors import TopologyError
+from tpinfer.config.origin import Origin
+
+Origins = Mapping[str, Origin]
+"""Per value: `memory.HBM.rate`, `memory.HBM.capacity`, `flops.bfloat16`, `kernel_floor`,
+`all_reduce.latency`, `all_reduce.rate`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,8 @@ class Ceilings:
     """Bus bandwidth of a large all-reduce; infinite for a rank alone."""
     origin: str
     """Where the numbers come from: `measured at start-up`, `topology cpu-laptop.yaml`."""
+    origins: Origins = field(default_factory=dict, compare=False)
+    """The same of each value, where it is known."""
 
     def memory_level(self, working_set_bytes: int) -> MemoryLevel:
         """The smallest level that `working_set_bytes` fits, else the last."""
@@ -54,11 +61,15 @@ class Rates:
     flops_per_s: Mapping[DType, float]
     kernel_floor_s: float
     origin: str
+    origins: Origins = field(default_factory=dict, compare=False)
+    peak_memory_bytes_per_s: float = 0.0
+    """Of the last level as its maker states it, of which its rate is the attainable share."""
 
 
 @dataclass(frozen=True, slots=True)
 class CeilingOverrides:
-    """A `ceilings:` block: numbers of one rank's slice that beat the derived ones where given."""
+    """A `ceilings:` block, or a measurement: numbers of one rank's slice that beat the derived ones
+    where given."""
 
     memory: Mapping[str, tuple[int | None, float | None]] = field(default_factory=dict)
     """Per level name, its capacity in bytes and its bytes per second."""
@@ -66,6 +77,27 @@ class CeilingOverrides:
     kernel_floor_s: float | None = None
     collective_latency_s: float | None = None
     collective_bytes_per_s: float | None = None
+    origins: Origins = field(default_factory=dict, compare=False)
+    """Those not named are `spec`."""
+
+    def keys(self) -> tuple[str, ...]:
+        """Names of the values given, as in `origins`."""
+        named = (
+            ("kernel_floor", self.kernel_floor_s),
+            ("all_reduce.latency", self.collective_latency_s),
+            ("all_reduce.rate", self.collective_bytes_per_s),
+        )
+        levels = [
+            (f"memory.{level}.{what}", value)
+            for level, pair in self.memory.items()
+            for what, value in zip(("capacity", "rate"), pair, strict=True)
+        ]
+        flops = [(f"flops.{dtype}", rate) for dtype, rate in self.flops_per_s.items()]
+        return tuple(name for name, value in (*levels, *flops, *named) if value is not None)
+
+    def marked(self, origin: Origin) -> "CeilingOverrides":
+        """The same, every value with this origin."""
+        return replace(self, origins=dict.fromkeys(self.keys(), origin))
 
     def on_top_of(self, other: "CeilingOverrides") -> "CeilingOverrides":
         """These numbers, and `other`'s where these are silent."""
@@ -79,6 +111,7 @@ class CeilingOverrides:
             self.kernel_floor_s or other.kernel_floor_s,
             self.collective_latency_s or other.collective_latency_s,
             self.collective_bytes_per_s or other.collective_bytes_per_s,
+            {**other.origins, **dict.fromkeys(self.keys(), Origin.SPEC), **self.origins},
         )
 
 
@@ -88,6 +121,7 @@ def slice_ceilings(
     num_sharing: int,
     collective: tuple[float, float],
     file: str,
+    collective_origin: Origin = Origin.SPEC,
 ) -> Ceilings:
     """Ceilings of one of `num_sharing` equal slices; `collective` is (latency in s, bytes/s).
 
@@ -113,4 +147,11 @@ def slice_ceilings(
         collective_latency_s=overrides.collective_latency_s or collective[0],
         collective_bytes_per_s=overrides.collective_bytes_per_s or collective[1],
         origin=f"topology {file} ({rates.origin})",
+        origins={
+            "all_reduce.latency": collective_origin,
+            "all_reduce.rate": collective_origin,
+            **rates.origins,
+            **dict.fromkeys(overrides.keys(), Origin.SPEC),
+            **overrides.origins,
+        },
     )

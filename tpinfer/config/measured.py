@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from tpinfer.config.ceilings import CeilingOverrides
 from tpinfer.config.dtypes import DType
+from tpinfer.config.origin import Origin
 
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send")
 
@@ -105,7 +106,7 @@ class DeviceMeasurement:
             memory=levels,
             flops_per_s={dtype: rate * scale for dtype, rate in self.flops_per_s().items()},
             kernel_floor_s=self.eager_floor_s,
-        )
+        ).marked(Origin.MEASURED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ Scalars stay text until somebody asks for a type, so `0..7` or `no` never become
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -13,6 +14,8 @@ from tpinfer.config.errors import ConfigError, TopologyError
 
 _RANGE = re.compile(r"(?P<stem>.*?)(?P<first>\d+)\.\.(?P=stem)?(?P<last>\d+)")
 _MOST_IDS = 65536
+SET_FLAG = "--set"
+"""Name of the stream that values of `--set` come from."""
 
 
 class Entry:
@@ -26,7 +29,13 @@ class Entry:
     def error(self, message: str) -> TopologyError:
         """An error at this value's place."""
         path = self.path or "the file"
-        return TopologyError(f"{self._file}, line {self._line}: {path} {message}")
+        where = SET_FLAG if self.is_set else f"{self._file}, line {self._line}"
+        return TopologyError(f"{where}: {path} {message}")
+
+    @property
+    def is_set(self) -> bool:
+        """Whether `--set` gives this value, not the file."""
+        return self._node.start_mark.name == SET_FLAG
 
     def text(self) -> str:
         """A scalar as written."""
@@ -78,6 +87,13 @@ class Entry:
     def time(self, zero: bool = False) -> float:
         """Seconds; 0 only where `zero` is allowed."""
         return self._quantity(lambda text: units.parse_time(text, zero))
+
+    def signed_time(self) -> float:
+        """Seconds, before or after 0."""
+        text = self.text()
+        if text.startswith("-"):
+            return -self._quantity(lambda _: units.parse_time(text[1:], True))
+        return self.time(zero=True)
 
     def price(self) -> float:
         """US dollars per hour."""
@@ -137,7 +153,12 @@ class Entry:
     def _line(self) -> int:
         return self._node.start_mark.line + 1
 
-    def _quantity(self, parse) -> float:
+    @property
+    def node(self) -> yaml.Node:
+        """What YAML made of it."""
+        return self._node
+
+    def _quantity(self, parse: Callable[[str], float]) -> float:
         try:
             return parse(self.text())
         except TopologyError:

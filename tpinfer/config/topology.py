@@ -3,118 +3,18 @@
 Rates are in one direction, per device. `config.topology_reader` makes a `Topology` from a file.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, replace
 from itertools import combinations
 
-from tpinfer.config.ceilings import CeilingOverrides, Ceilings, Rates, slice_ceilings
+from tpinfer.config.ceilings import CeilingOverrides, Ceilings, slice_ceilings
 from tpinfer.config.errors import TopologyError
+from tpinfer.config.machine_parts import Device, Fabric, Host, Link, Nic, Place
+from tpinfer.config.measured import CollectiveFit, Measurement
+from tpinfer.config.origin import Origin
+from tpinfer.config.paths import distance, paths_within
 
-Place = tuple[str, str]
-"""(host name, device id)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """A path between members: all pairs of one side, or pairs across several sides."""
-
-    kind: str
-    """`NVL NVB C2C PIX PXB PHB SYS NET` as NCCL names paths, `SHM` or `GLOO`."""
-    bytes_per_s: float
-    """As written: the wire's rate."""
-    attainable: float
-    """Share of it that a large all-reduce reaches as bus bandwidth."""
-    latency_s: float
-    """Least time of a small all-reduce, without what peers add."""
-    per_peer_s: float
-    """What each rank beyond the first adds to that."""
-    sides: tuple[tuple[str, ...], ...]
-    """Ids of devices; of hosts where the link is a fabric's."""
-    via: str | None = None
-    """What the path runs through, such as `nvswitch`."""
-
-    def joins(self, first: str, second: str) -> bool:
-        """Whether this path leads from `first` to `second`."""
-        a, b = ([i for i, side in enumerate(self.sides) if m in side] for m in (first, second))
-        return bool(a and b) and (len(self.sides) == 1 or a != b)
-
-
-@dataclass(frozen=True, slots=True)
-class Nic:
-    """A network card."""
-
-    name: str
-    bytes_per_s: float
-    near: str | None = None
-    """Device it shares a PCIe switch with."""
-    rdma: bool = False
-    rail: str | None = None
-    """Plane of the fabric it is plugged into."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fabric:
-    """A network between hosts."""
-
-    link: Link
-    """Its sides name hosts."""
-    type: str
-    """`ib`, `roce`, `tcp`."""
-    rails: int = 1
-    oversub: float = 1.0
-    """Ratio by which the core falls short of the edge."""
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """Where one rank computes: a GPU, a MIG slice of one, or a rank's share of a host's cores."""
-
-    id: str
-    """Index or UUID, as text."""
-    kind: str
-    """`gpu` or `cpu`."""
-    sku: str | None = None
-    numa: int | None = None
-    mig: str | None = None
-    """MIG profile such as `3g.71gb`."""
-    parent: str | None = None
-    """Id of the card that a MIG slice belongs to."""
-    rates: Rates | None = None
-    """Of the device; for `cpu` of the whole host. None where the file says nothing of them."""
-    overrides: CeilingOverrides = field(default_factory=CeilingOverrides)
-
-
-@dataclass(frozen=True, slots=True)
-class Host:
-    """One machine. Its devices are GPUs, or shares of its cores, never both."""
-
-    name: str
-    devices: tuple[Device, ...]
-    links: tuple[Link, ...] = ()
-    nics: tuple[Nic, ...] = ()
-    num_cores: int | None = None
-    num_numa: int = 1
-    cpu_vendor: str | None = None
-    cpu_model: str | None = None
-    cpu_arch: str | None = None
-    p2p: str = "auto"
-    """Peer-to-peer copies between GPUs: `true`, `false`, or `auto` for NCCL's rule."""
-
-    @property
-    def computes_on_cpu(self) -> bool:
-        """Whether ranks share the cores; then any number of ranks fits the host."""
-        return self.devices[0].kind == "cpu"
-
-    def device(self, name: str | int) -> Device:
-        """The device of that id or, for an int, at that place. Raises TopologyError."""
-        if self.computes_on_cpu and str(name).isdigit():
-            return self.devices[0]
-        ids = [device.id for device in self.devices]
-        if isinstance(name, int) and 0 <= name < len(ids):
-            return self.devices[name]
-        if name in ids:
-            return self.devices[ids.index(str(name))]
-        raise TopologyError(f"device {name!r} is not on host {self.name}; it has {', '.join(ids)}")
+__all__ = ["Device", "Fabric", "Host", "Link", "Nic", "Place", "Placement", "Topology"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +43,10 @@ class Topology:
     fabric: tuple[Fabric, ...] = ()
     placement: Placement | None = None
     usd_per_gpu_hour: float | None = None
+    measured: Measurement | None = None
+    """What a probe found; goes before the file's numbers, but not before those of `--set`."""
+    set_paths: tuple[str, ...] = ()
+    """Values that `--set` has changed, such as `hosts.box.links.0.bw`."""
 
     @property
     def tp(self) -> int | None:
@@ -166,7 +70,8 @@ class Topology:
     def groups(self, num_ranks: int | None = None) -> tuple[tuple[Place, ...], ...]:
         """Tensor-parallel groups of `num_ranks` (by default the file's own number), in rank order.
 
-        Devices left over form no group. Raises TopologyError for more ranks than devices.
+        Devices left over form no group. Where the file places that many, groups follow its `order`.
+        Raises TopologyError for more ranks than devices.
         """
         num_ranks = num_ranks or self.tp or len(self.hosts[0].devices)
         placed = self.placement.groups if self.placement else ()
@@ -181,6 +86,8 @@ class Topology:
                 f"{self.file} has {len(places)} devices, {num_ranks} ranks were asked for; "
                 "use fewer ranks or describe more devices"
             )
+        if self.placement and num_ranks == self.tp and self.placement.order[-1] != "tp":
+            return _in_order(places, self.placement)
         starts = range(0, len(places) - num_ranks + 1, num_ranks)
         return tuple(tuple(places[i : i + num_ranks]) for i in starts)
 
@@ -200,13 +107,47 @@ class Topology:
         place = (home.name, str(device) if home.computes_on_cpu else member.id)
         groups = self.groups(num_ranks)
         group = next((g for g in groups if place in g), (place,))
-        num_sharing = 1
-        if home.computes_on_cpu:
-            running = groups[: self.placement.pp * self.placement.dp if self.placement else 1]
-            num_sharing = max(1, sum(name == home.name for g in running for name, _ in g))
+        num_sharing = self.num_sharing(home, groups)
+        collective, origin = self._collective(group)
         return slice_ceilings(
-            member.rates, member.overrides, num_sharing, self._collective(group), self.file
+            member.rates,
+            self._overrides(home, member, num_sharing),
+            num_sharing,
+            collective,
+            self.file if self.measured is None else f"{self.file}, measured {self.measured.date}",
+            origin,
         )
+
+    def num_sharing(self, host: Host, groups: tuple[tuple[Place, ...], ...]) -> int:
+        """Ranks that share a device of `host`: 1 on a GPU, all that run on the host on a CPU."""
+        if not host.computes_on_cpu:
+            return 1
+        running = groups[: self.placement.pp * self.placement.dp if self.placement else 1]
+        return max(1, sum(name == host.name for group in running for name, _ in group))
+
+    def collective_fit(
+        self,
+        group: tuple[Place, ...],
+        op: str = "all_reduce",
+        by: str | None = None,
+        graph: bool | None = None,
+    ) -> CollectiveFit | None:
+        """What was measured of a collective over `group`, or over one just like it: as many ranks,
+        joined by the same kinds of paths. None where nothing was, or `--set` changed a path since.
+        """
+        if self.measured is None or any(".links" in p or "fabric" in p for p in self.set_paths):
+            return None
+        exact = self.measured.collective(group, op, by, graph)
+        if exact is not None or len(group) < 2:
+            return exact
+        alike = (g.places for g in self.measured.groups if len(g.places) == len(group))
+        wanted = self._kinds(group)
+        places = next((p for p in alike if self._kinds(p) == wanted), None)
+        return self.measured.collective(places, op, by, graph) if places else None
+
+    def usd_per_device_hour(self, device: Device) -> float | None:
+        """The file's price, else the catalogue's."""
+        return self.usd_per_gpu_hour or device.usd_per_hour
 
     def ceilings_of_rank(self, rank: int, num_ranks: int | None = None) -> Ceilings | None:
         """Ceilings of tensor-parallel rank `rank` of the first group. See `ceilings_of`."""
@@ -215,29 +156,70 @@ class Topology:
             raise TopologyError(f"rank {rank} is outside the {len(group)} ranks of {self.file}")
         return self.ceilings_of(*group[rank], num_ranks=len(group))
 
-    def _collective(self, group: Iterable[Place]) -> tuple[float, float]:
-        """(latency, bus bandwidth) of the slowest pair in the group."""
-        members = tuple(group)
-        if len(members) == 1:
-            return 0.0, float("inf")
-        links = {self._link(a, b) for a, b in combinations(members, 2)}
-        num_peers = len(members) - 1
-        return (
-            max(link.latency_s + link.per_peer_s * num_peers for link in links),
-            min(link.bytes_per_s * link.attainable for link in links),
-        )
-
-    def _link(self, first: Place, second: Place) -> Link:
-        """The fastest path between two places."""
+    def path(self, first: Place, second: Place, num_gpus: int | None = None) -> Link:
+        """The nearest path that may be used between two places, the fastest of these, in a group
+        that has `num_gpus` GPUs on their host (None: all of them). Raises TopologyError for none.
+        """
         if first[0] != second[0]:
             found = [f.link for f in self.fabric if f.link.joins(first[0], second[0])]
         else:
-            host = self.host(first[0])
-            on_cpu = host.computes_on_cpu
-            found = [link for link in host.links if on_cpu or link.joins(first[1], second[1])]
+            found = paths_within(self.host(first[0]), first[1], second[1], num_gpus)
         if not found:
             raise TopologyError(
                 f"{self.file}: nothing joins {'/'.join(first)} and {'/'.join(second)}; "
                 "add a link (on one host) or a fabric (between hosts) that covers both"
             )
-        return max(found, key=lambda link: link.bytes_per_s * link.attainable)
+        return max(found, key=lambda link: (-distance(link), link.bytes_per_s * link.attainable))
+
+    def _overrides(self, home: Host, member: Device, num_sharing: int) -> CeilingOverrides:
+        """`--set` before the measurement before the file."""
+        changed = any(".cpu" in path or ".gpus" in path for path in self.set_paths)
+        found = None
+        if self.measured and not changed:
+            found = self.measured.device(home.name, member.id, num_sharing)
+        if found is None:
+            return member.set_overrides.on_top_of(member.overrides)
+        on_top = found.overrides(num_sharing).on_top_of(member.overrides)
+        return member.set_overrides.on_top_of(on_top)
+
+    def paths(self, group: tuple[Place, ...]) -> set[Link]:
+        """Paths between the pairs of a group."""
+        counts = Counter(host for host, _ in group)
+        return {self.path(a, b, counts[a[0]]) for a, b in combinations(group, 2)}
+
+    def _kinds(self, group: tuple[Place, ...]) -> set[Link]:
+        """Paths of a group, whatever they join."""
+        return {replace(link, sides=()) for link in self.paths(group)}
+
+    def _collective(self, group: tuple[Place, ...]) -> tuple[tuple[float, float], Origin]:
+        """(latency, bus bandwidth) of the group as measured, else of its slowest pair."""
+        if len(group) == 1:
+            return (0.0, float("inf")), Origin.SPEC
+        fit = self.collective_fit(group)
+        if fit is not None:
+            return (fit.latency_s(len(group)), fit.bytes_per_s), Origin.MEASURED
+        links = self.paths(group)
+        num_peers = len(group) - 1
+        slowest = min(links, key=lambda link: link.bytes_per_s * link.attainable)
+        latency = max(link.latency_s + link.per_peer_s * num_peers for link in links)
+        is_guess = Origin.ASSUMED in slowest.origins.values()
+        origin = Origin.ASSUMED if is_guess else slowest.origins.get("bw", Origin.SPEC)
+        return (latency, slowest.bytes_per_s * slowest.attainable), origin
+
+
+def _in_order(places: list[Place], placement: Placement) -> tuple[tuple[Place, ...], ...]:
+    """Groups where ranks of one group are not neighbours: axes of `order` count like digits."""
+    sizes = {"tp": placement.tp, "pp": placement.pp, "dp": placement.dp}
+    strides, stride = {}, 1
+    for axis in reversed(placement.order):
+        strides[axis] = stride
+        stride *= sizes[axis]
+    outer, inner = (axis for axis in placement.order if axis != "tp")
+    return tuple(
+        tuple(
+            places[i * strides[outer] + j * strides[inner] + k * strides["tp"]]
+            for k in range(placement.tp)
+        )
+        for i in range(sizes[outer])
+        for j in range(sizes[inner])
+    )

@@ -3,6 +3,7 @@
 The file's numbers go before the catalogue's. `config.host_reader` reads what is inside a host.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,65 +15,142 @@ from tpinfer.config.catalogue import (
 )
 from tpinfer.config.errors import TopologyError
 from tpinfer.config.host_reader import read_host
+from tpinfer.config.machine_parts import Fabric, Host, Link, Place
+from tpinfer.config.measured import Measurement
+from tpinfer.config.measured_yaml import measured_path, read_measured
+from tpinfer.config.origin import Origin
 from tpinfer.config.strict_yaml import Entry, Fields, parse_yaml, read_text
-from tpinfer.config.topology import Fabric, Host, Link, Placement, Topology
+from tpinfer.config.topology import Placement, Topology
+from tpinfer.config.topology_set import with_settings
 
 _AXES = ("dp", "pp", "tp")
+_FILE_KEYS = ("version", "name", "hosts", "fabric", "placement", "cost", "discovered")
 
 
-def load_topology(path_or_name: str | Path) -> Topology:
-    """The topology in a file, or a shipped one by name (`dgx-h100`).
+def load_topology(path_or_name: str | Path, settings: Sequence[str] = ()) -> Topology:
+    """The topology in a file, or a shipped one by name (`dgx-h100`), in three layers: the file,
+    below `x.measured.yaml` beside it, below `settings` (`PATH=VALUE`, see `config.topology_set`).
 
     Raises TopologyError naming file, line, key and remedy.
     """
+    path = topology_path(path_or_name)
+    beside = measured_path(path)
+    measured = read_measured(beside) if beside.is_file() else None
+    return parse_topology(read_text(path), path.name, measured, settings)
+
+
+def topology_path(path_or_name: str | Path) -> Path:
+    """The file itself, or that of a shipped topology. Raises TopologyError for neither."""
     path = Path(path_or_name)
+    if path.is_file():
+        return path
     name = str(path_or_name).removesuffix(".yaml")
-    if not path.is_file():
-        if name not in shipped_topologies():
-            raise TopologyError(
-                f"topology {path_or_name} is neither a file nor shipped; shipped are "
-                f"{', '.join(shipped_topologies())}"
-            )
-        path = shipped_directory() / f"{name}.yaml"
-    return parse_topology(read_text(path), path.name)
+    if name not in shipped_topologies():
+        raise TopologyError(
+            f"topology {path_or_name} is neither a file nor shipped; shipped are "
+            f"{', '.join(shipped_topologies())}"
+        )
+    return shipped_directory() / f"{name}.yaml"
 
 
 def shipped_topologies() -> tuple[str, ...]:
     """Names that `load_topology` knows without a file."""
     files = sorted(path.name for path in shipped_directory().glob("*.yaml"))
-    return tuple(name.removesuffix(".yaml") for name in files if name != CATALOGUE_FILE)
-
-
-def parse_topology(text: str, file: str) -> Topology:
-    """The topology in YAML `text`; `file` names it in errors and origins. Raises TopologyError."""
-    fields = parse_yaml(text, file).fields(
-        "version", "name", "hosts", "fabric", "placement", "cost"
+    return tuple(
+        name.removesuffix(".yaml")
+        for name in files
+        if name != CATALOGUE_FILE and not name.endswith(".measured.yaml")
     )
+
+
+def parse_topology(
+    text: str, file: str, measured: Measurement | None = None, settings: Sequence[str] = ()
+) -> Topology:
+    """The topology in YAML `text`, below `measured`, below `settings`; `file` names it in errors
+    and origins. Raises TopologyError."""
+    document, set_paths = with_settings(parse_yaml(text, file), settings)
+    fields = document.fields(*_FILE_KEYS)
     fields.need("version").choice("1")
     catalogue = read_catalogue()
     hosts = _hosts(fields.need("hosts"), catalogue)
     fabric, placement, cost = (fields.get(key) for key in ("fabric", "placement", "cost"))
-    price = cost.fields("per_gpu_hour").need("per_gpu_hour").price() if cost else None
+    for _, remark in fields.need("discovered").pairs() if "discovered" in fields else ():
+        remark.text()
     topology = Topology(
         name=fields.need("name").text(),
         file=file,
         hosts=hosts,
         fabric=tuple(_fabric(e, hosts, catalogue) for e in fabric.sequence()) if fabric else (),
         placement=_placement(placement.fields(*_PLACEMENT_KEYS), hosts) if placement else None,
-        usd_per_gpu_hour=price,
+        usd_per_gpu_hour=_price(cost) if cost else None,
+        set_paths=set_paths,
     )
-    _check_ceilings(topology)
-    return topology
+    _check_ceilings(topology, placement, fields.need("hosts"))
+    return with_measurement(topology, measured) if measured else topology
 
 
-def _check_ceilings(topology: Topology) -> None:
+def with_measurement(topology: Topology, measured: Measurement) -> Topology:
+    """`topology` below what was measured on it.
+
+    Raises TopologyError for a measurement of another machine: names of hosts and devices differ.
+    """
+    origin = f"the measurement of {measured.date} beside {topology.file}"
+    if measured.topology != topology.name:
+        raise TopologyError(
+            f"{origin} is of {measured.topology!r}, not {topology.name!r}; measure again with "
+            "`tpinfer topo probe`, or remove it"
+        )
+    places = [(device.host, name) for device in measured.devices for name in device.devices]
+    places += [place for group in measured.groups for place in group.places]
+    for host, device in places:
+        try:
+            topology.host(host).device(device)
+        except TopologyError as error:
+            raise TopologyError(f"{origin} does not fit: {error}; measure again") from None
+    return replace(topology, measured=measured)
+
+
+def _price(entry: Entry) -> float:
+    """`cost: {per_gpu_hour: 3.99USD}`, or `per_device_hour`."""
+    fields = entry.fields("per_gpu_hour", "per_device_hour")
+    if len(given := [k for k in ("per_gpu_hour", "per_device_hour") if k in fields]) != 1:
+        raise entry.error("needs per_device_hour (or per_gpu_hour), once")
+    return fields.need(given[0]).price()
+
+
+def _check_ceilings(topology: Topology, placement: Entry | None, hosts: Entry) -> None:
     """Derive every ceiling once, so that what is missing shows when the file is read."""
-    for host in topology.hosts:
-        for device in host.devices:
-            topology.ceilings_of(host.name, device.id, num_ranks=1)
-    if topology.placement:
-        for host_name, device_id in topology.groups()[0]:
-            topology.ceilings_of(host_name, device_id)
+    try:
+        for host in topology.hosts:
+            for device in host.devices:
+                topology.ceilings_of(host.name, device.id, num_ranks=1)
+    except TopologyError as error:
+        raise hosts.error(f"is incomplete: {_without(topology.file, error)}") from None
+    if placement is None or topology.placement is None:
+        return
+    try:
+        groups = topology.groups()[: topology.placement.pp * topology.placement.dp]
+        for group in groups:
+            topology.ceilings_of(*group[0])
+        for first, second in _next_stages(groups, topology.placement):
+            topology.path(first[0], second[0])
+    except TopologyError as error:
+        raise placement.error(f"cannot run: {_without(topology.file, error)}") from None
+
+
+def _next_stages(
+    groups: tuple[tuple[Place, ...], ...], placement: Placement
+) -> list[tuple[tuple[Place, ...], tuple[Place, ...]]]:
+    """Pairs of groups that send to each other as neighbouring pipeline stages."""
+    pp, dp = placement.pp, placement.dp
+    pp_is_inner = placement.order.index("pp") > placement.order.index("dp")
+    step = 1 if pp_is_inner else dp
+    starts = [d * pp + p if pp_is_inner else p * dp + d for d in range(dp) for p in range(pp - 1)]
+    return [(groups[i], groups[i + step]) for i in starts]
+
+
+def _without(file: str, error: TopologyError) -> str:
+    return str(error).removeprefix(f"{file}: ")
 
 
 def _hosts(entry: Entry, catalogue: Catalogue) -> tuple[Host, ...]:
@@ -97,14 +175,20 @@ def _fabric(entry: Entry, hosts: tuple[Host, ...], catalogue: Catalogue) -> Fabr
             raise joined.error(f"names {name!r}; hosts are {', '.join(names)}")
     traits = catalogue.links["NET"]
     latency, rails, oversub = (fields.get(key) for key in ("latency", "rails", "oversub"))
+    bw = fields.need("bw")
     ratio = oversub.ratio() if oversub else 1.0
     link = Link(
         kind=fields.need("kind").choice("NET"),
-        bytes_per_s=fields.need("bw").rate(),
+        bytes_per_s=bw.rate(),
         attainable=traits.attainable / ratio,
         latency_s=latency.time() if latency else traits.latency_s,
         per_peer_s=traits.per_peer_s,
         sides=(joined.ids(),),
+        origins={
+            "bw": Origin.ASSUMED if bw.is_set else Origin.SPEC,
+            "latency": Origin.SPEC if latency else traits.origin,
+            "attainable": traits.origin,
+        },
     )
     kind = fields.need("type").choice("ib", "roce", "tcp")
     return Fabric(link, kind, rails.count() if rails else 1, ratio)
