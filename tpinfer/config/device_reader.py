@@ -13,7 +13,9 @@ from tpinfer.config.strict_yaml import Entry, Fields
 _MEMORY_LEVELS = ("L1", "L2", "L3", "DRAM", "HBM")
 _MIG_SLICES = 7
 """Compute slices of a card that MIG profiles count in: `3g` has three."""
-_GPU_KEYS = ("sku", "ids", "uuid", "numa", "mig", "parent", "mem", "mem_bw", "ceilings", "from")
+_GPU_KEYS = ("sku", "name", "ids", "uuid", "numa", "mig", "parent", "mem", "mem_bw", "ceilings")
+_UNKNOWN_MEMORY_SHARE, _UNKNOWN_FLOOR_S = 0.8, 4e-6
+"""What a card that the catalogue lacks is taken to reach of its memory's peak, and its floor."""
 
 
 def read_gpus(entry: Entry, catalogue: Catalogue) -> list[Device]:
@@ -38,20 +40,26 @@ def read_origin(fields: Fields, default: Origin = Origin.SPEC) -> Origin:
 
 def _gpus(entry: Entry, catalogue: Catalogue) -> list[Device]:
     """One entry of `gpus`: several alike by `ids`, or by `uuid`."""
-    fields = entry.fields(*_GPU_KEYS)
+    fields = entry.fields(*_GPU_KEYS, "from")
     if ("ids" in fields) == ("uuid" in fields):
         raise entry.error("needs either ids (such as 0..7) or uuid")
-    sku = fields.need("sku").choice(*catalogue.gpus)
+    if "sku" not in fields and "name" not in fields:
+        fields.need("sku")
+    sku = fields.need("sku").choice(*catalogue.gpus) if "sku" in fields else None
     names = fields.need("uuid" if "uuid" in fields else "ids")
     numa, mig, parent = (fields.get(key) for key in ("numa", "mig", "parent"))
     if mig and not parent:
         raise mig.error("is a slice of a card; name the card with parent (an index or UUID)")
     if parent and not mig:
         raise parent.error("is for MIG slices; give the profile with mig, like 3g.71gb")
-    card = catalogue.cards[sku]
     origin = read_origin(fields)
-    rates = _stated(fields, _mig_rates(mig, card.rates) if mig else card.rates, origin)
     file_overrides, set_overrides = read_overrides(fields.get("ceilings"))
+    card = catalogue.cards[sku] if sku else None
+    if card is None:
+        has_flops = bool(file_overrides.flops_per_s or set_overrides.flops_per_s)
+        rates = _unknown_card(fields, origin) if has_flops else None
+    else:
+        rates = _stated(fields, _mig_rates(mig, card.rates) if mig else card.rates, origin)
     device = Device(
         id="",
         kind="gpu",
@@ -61,13 +69,34 @@ def _gpus(entry: Entry, catalogue: Catalogue) -> list[Device]:
         rates=rates,
         overrides=file_overrides,
         set_overrides=set_overrides,
-        pcie_bytes_per_s=card.pcie_bytes_per_s,
-        copies_to_peers=card.copies_to_peers,
-        usd_per_hour=card.usd_per_hour,
+        pcie_bytes_per_s=card.pcie_bytes_per_s if card else None,
+        copies_to_peers=card.copies_to_peers if card else True,
+        usd_per_hour=card.usd_per_hour if card else None,
         origin=origin,
     )
     nodes = numa_of(numa, names.ids()) if numa else {}
     return [replace(device, id=name, numa=nodes.get(name)) for name in names.ids()]
+
+
+def _unknown_card(fields: Fields, origin: Origin) -> Rates | None:
+    """Rates of a card that is not in the catalogue, beside the arithmetic under `ceilings`; None
+    where the file does not say what its memory is and does."""
+    mem, mem_bw = fields.get("mem"), fields.get("mem_bw")
+    if mem is None or mem_bw is None:
+        return None
+    peak = mem_bw.rate()
+    return Rates(
+        memory=(MemoryLevel("HBM", mem.size(), peak * _UNKNOWN_MEMORY_SHARE),),
+        flops_per_s={},
+        kernel_floor_s=_UNKNOWN_FLOOR_S,
+        origin="a card that the catalogue lacks",
+        origins={
+            "memory.HBM.capacity": origin,
+            "memory.HBM.rate": Origin.ASSUMED,
+            "kernel_floor": Origin.ASSUMED,
+        },
+        peak_memory_bytes_per_s=peak,
+    )
 
 
 def _stated(fields: Fields, rates: Rates, origin: Origin) -> Rates:
@@ -143,7 +172,9 @@ def _check_slices(entry: Entry, devices: list[Device], catalogue: Catalogue) -> 
             )
         profiles = [_profile(device.mig or "") for device in slices]
         compute, memory = (sum(column) for column in zip(*profiles, strict=True))
-        capacity = catalogue.gpus[slices[0].sku or ""].memory[-1].capacity_bytes
+        if slices[0].sku is None:
+            continue
+        capacity = catalogue.gpus[slices[0].sku].memory[-1].capacity_bytes
         if compute > _MIG_SLICES or memory > capacity * 1.05:
             named = ", ".join(str(device.mig) for device in slices)
             raise entry.error(

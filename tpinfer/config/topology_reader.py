@@ -13,6 +13,7 @@ from tpinfer.config.catalogue import (
     read_catalogue,
     shipped_directory,
 )
+from tpinfer.config.device_reader import read_origin
 from tpinfer.config.errors import TopologyError
 from tpinfer.config.host_reader import read_host
 from tpinfer.config.machine_parts import Fabric, Host, Link, Place
@@ -167,7 +168,8 @@ def _hosts(entry: Entry, catalogue: Catalogue) -> tuple[Host, ...]:
 
 
 def _fabric(entry: Entry, hosts: tuple[Host, ...], catalogue: Catalogue) -> Fabric:
-    fields = entry.fields("kind", "type", "rails", "hosts", "bw", "latency", "oversub")
+    fields = entry.fields("kind", "type", "rails", "hosts", "bw", "latency", "oversub", "from")
+    origin = read_origin(fields)
     joined = fields.need("hosts")
     names = [host.name for host in hosts]
     for name in joined.ids():
@@ -185,8 +187,8 @@ def _fabric(entry: Entry, hosts: tuple[Host, ...], catalogue: Catalogue) -> Fabr
         per_peer_s=traits.per_peer_s,
         sides=(joined.ids(),),
         origins={
-            "bw": Origin.ASSUMED if bw.is_set else Origin.SPEC,
-            "latency": Origin.SPEC if latency else traits.origin,
+            "bw": Origin.ASSUMED if bw.is_set else origin,
+            "latency": origin if latency else traits.origin,
             "attainable": traits.origin,
         },
     )
