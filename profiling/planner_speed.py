@@ -16,8 +16,8 @@ from tpinfer.config.model_name import shape_or_model_directory
 from tpinfer.config.topology import Topology
 from tpinfer.config.topology_reader import load_topology, parse_topology
 from tpinfer.planner.placement import EngineSettings
-from tpinfer.planner.plan import Planner
 from tpinfer.planner.precision import precision_named
+from tpinfer.planner.predict import Planner
 from tpinfer.planner.search import estimate_all, search
 from tpinfer.planner.workload import Workload
 

@@ -9,8 +9,9 @@ from tpinfer.config.topology import Topology
 from tpinfer.config.topology_reader import load_topology, parse_topology
 from tpinfer.costs.ops import StepAggregates
 from tpinfer.planner.placement import EngineSettings
-from tpinfer.planner.plan import Plan, Planner
+from tpinfer.planner.plan import Plan
 from tpinfer.planner.precision import precision_named
+from tpinfer.planner.predict import Planner
 from tpinfer.planner.step_model import Split
 from tpinfer.planner.workload import Slo, Workload
 from tpinfer.scheduling.limits import SchedulerLimits

@@ -26,7 +26,8 @@ LAW = PrefillLaw(512, 0.002, 2e-5, 3e-9)
 
 def run(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str, str]:
     code = main([*CALL, *LOAD, *flags])
-    return code, *capsys.readouterr()
+    shown = capsys.readouterr()
+    return code, shown.out, shown.err
 
 
 def several() -> Found:

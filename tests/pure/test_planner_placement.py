@@ -13,15 +13,8 @@ from tpinfer.config.topology import Placement
 from tpinfer.costs.kv_capacity import MemoryRequest, plan_memory
 from tpinfer.costs.ledger import CostLedger
 from tpinfer.embedded.locate import shape_names
-from tpinfer.planner.placement import (
-    DRIVER_BYTES,
-    EngineSettings,
-    Fit,
-    Fitter,
-    num_devices,
-    place,
-    sizes_to_try,
-)
+from tpinfer.planner.fit import RESERVED_BYTES, Fit, Fitter
+from tpinfer.planner.placement import EngineSettings, num_devices, place, sizes_to_try
 from tpinfer.planner.precision import precision_named
 from tpinfer.planner.workload import Workload
 from tpinfer.sharding.parameters import decoder_parameters
@@ -77,7 +70,7 @@ def test_the_cache_is_the_one_that_the_runtime_would_make() -> None:
         ledger = CostLedger(
             spec, partition_model(spec, tp, None, "auto"), 0, DType.BFLOAT16, DType.BFLOAT16
         )
-        free = 80_000_000_000 - DRIVER_BYTES - found.weight_bytes
+        free = 80_000_000_000 - round(RESERVED_BYTES) - found.weight_bytes
         request = MemoryRequest(int(free * 0.9), None, 16, 64, 2048, spec.max_position)
         assert found.kv_capacity_tokens == plan_memory(ledger, request).capacity_tokens
 

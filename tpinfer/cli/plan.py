@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tpinfer.cli.plan_flags import add_flags as add_flags
 from tpinfer.config.errors import ConfigError
 
 if TYPE_CHECKING:
     from tpinfer.planner.pictures import PrefillLaw
     from tpinfer.planner.placement import EngineSettings
-    from tpinfer.planner.plan import Plan, Planner
+    from tpinfer.planner.plan import Plan
+    from tpinfer.planner.predict import Planner
     from tpinfer.planner.search import Found
 
 EPILOG = """Numbers are predictions: each has its mode (datasheet, probe, calibrated) and the
@@ -25,87 +27,15 @@ examples:
       --output-len 200 --rate 3.5 --slo ttft=500ms,tpot=30ms --html plan.html
   tpinfer plan --model DIR --topology my-host.yaml --tp 2 --input-len 32 --output-len 128 \\
       --concurrency 8 --compare report.json
+  tpinfer plan calibrate measured.csv --json traits.json
 """
 _MOST_ROWS = 256
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Declare all flags."""
-    _machine_flags(parser.add_argument_group("model and machine"))
-    _load_flags(parser.add_argument_group("load"))
-    _engine_flags(parser.add_argument_group("engine (default: what is best is looked for)"))
-    output = parser.add_argument_group("output")
-    output.add_argument("--json", metavar="FILE", help="the plans as JSON; - is standard output")
-    output.add_argument("--html", metavar="FILE", help="a page with pictures")
-    output.add_argument(
-        "--compare", metavar="REPORT.json",
-        help="set the best plan against what tpprof measured (analyze --window steps --json)",
-    )  # fmt: skip
-
-
-def _machine_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--model", metavar="DIR",
-        help="checkpoint directory, a hub id in the local cache, or a shape such as llama-3.1-8b",
-    )  # fmt: skip
-    group.add_argument(
-        "--topology", metavar="FILE", help="YAML of the machine, or the name of a shipped one"
-    )
-    for axis, text in (
-        ("tp", "tensor-parallel ranks"), ("pp", "pipeline stages"), ("dp", "replicas"),
-    ):  # fmt: skip
-        group.add_argument(
-            f"--{axis}", type=int, metavar="N",
-            help=f"{text}; without --tp, --pp and --dp placements are searched",
-        )  # fmt: skip
-    group.add_argument(
-        "--precision", default="auto", metavar="NAME",
-        help="weights and products: bf16, fp8, int8, int4 (bf16 products), fp16, fp32, fp4; auto: "
-             "the checkpoint's",
-    )  # fmt: skip
-    group.add_argument(
-        "--kv-cache-dtype", choices=["auto", "bf16", "int8", "fp8"], default="auto",
-        help="what keys and values are stored in; auto: as activations",
-    )  # fmt: skip
-    group.add_argument("--price", metavar="P", help="of a device-hour, such as 2.50USD/h")
-    group.add_argument(
-        "--traits", metavar="FILE", help="what `tpinfer plan calibrate` found for such a device"
-    )
-
-
-def _load_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--input-len", type=int, metavar="I", help="tokens of each prompt")
-    group.add_argument("--output-len", type=int, metavar="O", help="tokens generated for each")
-    group.add_argument(
-        "--concurrency", type=int, metavar="C",
-        help="requests in flight: whose last token came sends the next one at once",
-    )  # fmt: skip
-    group.add_argument(
-        "--rate", type=float, metavar="R", help="requests a second, at random (Poisson)"
-    )
-    group.add_argument("--slo", metavar="P", help="promises on means, such as ttft=500ms,tpot=30ms")
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of the arrivals (0)")
-    group.add_argument(
-        "--num-requests", type=int, metavar="N",
-        help="requests simulated for each of a plan's engines (as many as settle the means)",
-    )  # fmt: skip
-
-
-def _engine_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--max-num-seqs", type=int, metavar="N", help="most sequences in one step of a replica"
-    )
-    group.add_argument(
-        "--max-num-batched-tokens", type=int, metavar="N", help="most tokens in one step"
-    )
-    group.add_argument(
-        "--memory-utilization", type=float, default=0.9, metavar="F",
-        help="share of what weights leave that the cache and activations may take (0.9)",
-    )  # fmt: skip
-
-
 def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     """Plan, print, write."""
+    if args.calibrate:
+        return _calibrate(args)
     _require(args)
     planner, settings = _planner(args)
     sizes = _sizes(args)
@@ -125,6 +55,22 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     return 0 if any(plan.fits for plan in found.plans) else 1
 
 
+def _calibrate(args: argparse.Namespace) -> int:
+    from tpinfer.cli.plan_calibrate import calibrate_from
+
+    if args.calibrate[0] != "calibrate" or len(args.calibrate) != 2:
+        raise ConfigError(
+            f"{' '.join(args.calibrate)!r} is not understood; plans take flags alone, and "
+            "`calibrate` one file of measured points"
+        )
+    text, document = calibrate_from(Path(args.calibrate[1]))
+    if args.json != "-":
+        print(text)
+    if args.json:
+        _write(args.json, json.dumps(document, indent=1) + "\n", "--json")
+    return 0
+
+
 def _require(args: argparse.Namespace) -> None:
     names = ("model", "topology", "input_len", "output_len")
     missing = ["--" + name.replace("_", "-") for name in names if getattr(args, name) is None]
@@ -137,6 +83,7 @@ def _require(args: argparse.Namespace) -> None:
 
 
 def _planner(args: argparse.Namespace) -> "tuple[Planner, EngineSettings]":
+    from tpinfer.cli.plan_calibrate import traits_in
     from tpinfer.config.dtypes import DType
     from tpinfer.config.huggingface import read_model_spec
     from tpinfer.config.kv_cache import kv_cache_dtype
@@ -144,9 +91,8 @@ def _planner(args: argparse.Namespace) -> "tuple[Planner, EngineSettings]":
     from tpinfer.config.topology_reader import load_topology
     from tpinfer.config.units import parse_price
     from tpinfer.planner.placement import EngineSettings
-    from tpinfer.planner.plan import Planner
     from tpinfer.planner.precision import precision_named
-    from tpinfer.planner.traits import read_traits
+    from tpinfer.planner.predict import Planner
     from tpinfer.planner.workload import Slo, Workload, parse_slo
 
     spec = read_model_spec(shape_or_model_directory(args.model))
@@ -166,7 +112,11 @@ def _planner(args: argparse.Namespace) -> "tuple[Planner, EngineSettings]":
     precision = precision.with_kv(kv_cache_dtype(args.kv_cache_dtype, precision.activation))
     traits = None
     if args.traits:
-        traits = read_traits(_read(args.traits), args.traits)
+        skus = {str(device.sku) for host in topology.hosts for device in host.devices}
+        text = _read(args.traits)
+        traits = traits_in(text, args.traits, skus, precision.name, args.engine)
+        if traits.kv != "auto" and args.kv_cache_dtype == "auto":
+            precision = precision.with_kv(precision_named(traits.kv).kv)
     rows = args.max_num_seqs
     if rows is None:
         rows = _MOST_ROWS if args.concurrency is None else max(_MOST_ROWS, args.concurrency)

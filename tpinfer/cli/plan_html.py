@@ -6,7 +6,8 @@ from tpinfer.config.errors import ConfigError
 
 if TYPE_CHECKING:
     from tpinfer.planner.pictures import PrefillLaw, Roofline
-    from tpinfer.planner.plan import Plan, Planner
+    from tpinfer.planner.plan import Plan
+    from tpinfer.planner.predict import Planner
     from tpinfer.planner.search import Found
 
 

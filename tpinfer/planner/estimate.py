@@ -14,7 +14,8 @@ from tpinfer.planner.step_model import Split
 from tpinfer.planner.workload import Workload
 from tpinfer.scheduling.limits import SchedulerLimits
 
-_HALVINGS, _ROUNDS = 12, 2
+_CHORDS, _NEAR = 8, 0.02
+_ROUNDS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,10 @@ class Estimator:
                 return found
             return self._with_queue(found, wanted, short)
         return self._at_rate(most, short)
+
+    def capacity_tokens_per_s(self) -> float:
+        """Output tokens a second with as many running as can."""
+        return self._at(self._most_running()).output_tokens_per_s
 
     def _most_running(self) -> float:
         """How many rows and blocks let run. A sequence grows from its prompt to its whole length;
@@ -142,18 +147,28 @@ class Estimator:
             return Estimate(
                 full.ttft_split, full.tpot_split, full.output_tokens_per_s, most, short, False
             )
-        low, high, found = 0.0, most, full
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            found = self._at(max(middle, 1e-3))
-            if middle < 1:  # a request alone, part of the time
-                found = self._at(1.0)
+        found, running = full, most
+        if full.output_tokens_per_s > wanted:
+            running = self._running_at(wanted, most, full.output_tokens_per_s)
+            found = self._at(max(1.0, running))
+        return Estimate(found.ttft_split, found.tpot_split, wanted, running, False)
+
+    def _running_at(self, wanted: float, most: float, full: float) -> float:
+        """How many run where `wanted` tokens a second are drawn; `full` are with `most` running.
+        Throughput grows with their number, ever more slowly: the chord's zero moves in from one
+        side (regula falsi)."""
+        low, below, high, above = 0.0, -wanted, most, full - wanted
+        middle = high
+        for _ in range(_CHORDS):
+            middle = low - below * (high - low) / (above - below)
+            excess = self._at(max(middle, 1e-3)).output_tokens_per_s - wanted
+            if abs(excess) <= _NEAR * wanted:
                 break
-            if found.output_tokens_per_s < wanted:
-                low = middle
+            if excess < 0:
+                low, below, above = middle, excess, above / 2  # halved, or that end would stay
             else:
-                high = middle
-        return Estimate(found.ttft_split, found.tpot_split, wanted, found.num_running, False)
+                high, above, below = middle, excess, below / 2
+        return middle
 
 
 def _aggregates(sums: StepSums) -> StepAggregates:

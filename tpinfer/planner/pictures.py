@@ -8,8 +8,9 @@ import numpy as np
 
 from tpinfer.costs.ops import OpKind, StepAggregates, aggregate
 from tpinfer.planner.placement import EngineSettings, num_devices
-from tpinfer.planner.plan import Plan, Planner
+from tpinfer.planner.plan import Plan
 from tpinfer.planner.precision import Precision
+from tpinfer.planner.predict import Planner
 from tpinfer.planner.step_model import StepModel
 
 _LENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)

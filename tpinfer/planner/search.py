@@ -4,8 +4,10 @@ of those the ones that no other beats in everything."""
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from tpinfer.planner.placement import EngineSettings, Fit, sizes_to_try
-from tpinfer.planner.plan import Plan, Planner
+from tpinfer.planner.fit import Fit
+from tpinfer.planner.placement import EngineSettings, sizes_to_try
+from tpinfer.planner.plan import Plan
+from tpinfer.planner.predict import Planner
 
 MOST_ESTIMATES, MOST_SIMULATED = 10_000, 20
 CHUNKS = (256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 16384)

@@ -9,6 +9,7 @@ from tpprof.errors import TraceError
 from tpprof.report.wording import TITLES, plural
 from tpprof.results import Report
 
+_DILATED = 1.05
 _WORTH_A_LINE = 0.01
 """Share of the larger total below which a word is left out of the sentences."""
 
@@ -23,6 +24,8 @@ class Measured:
     words: dict[str, float]
     wait_s: float
     """Of communication, waiting for ranks that came later."""
+    dilation: float | None
+    """How many times as long the run took for being recorded; None where nobody knows."""
     late: tuple[tuple[int, float], ...]
     """(rank waited for, seconds), most first."""
 
@@ -72,7 +75,7 @@ def _mean(report: Report, what: str, labels: Sequence[str]) -> Measured:
     count = max(1, len(splits))
     words = {word: sum(one.rollup.get(word, 0) for one in splits) / count / 1e9 for word in ROLLUP}
     wait_s = sum(one.leaves.get("comm_wait", 0) for one in splits) / count / 1e9
-    return Measured(what, len(splits), words, wait_s, _late(report, wait_s))
+    return Measured(what, len(splits), words, wait_s, report.dilation, _late(report, wait_s))
 
 
 def _late(report: Report, wait_s: float) -> tuple[tuple[int, float], ...]:
@@ -122,6 +125,11 @@ def _block(prediction: Prediction, measured: Measured) -> str:
         f"The total is {'inside' if is_inside else 'outside'} the interval of the prediction "
         f"{interval} ({prediction.mode})."
     )
+    if measured.dilation is not None and measured.dilation > _DILATED:
+        lines.append(
+            f"The run took {measured.dilation:.2f} times as long for being recorded: compare how "
+            "words share the time, not the times."
+        )
     return "\n".join(lines)
 
 

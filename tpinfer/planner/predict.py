@@ -1,0 +1,192 @@
+"""What placements would do: their plans, by the steady state in closed form or by a simulation."""
+
+from dataclasses import replace
+
+from tpinfer.config.model import ModelSpec
+from tpinfer.config.topology import Placement, Topology
+from tpinfer.planner.estimate import Estimate, Estimator
+from tpinfer.planner.fit import Fit, Fitter
+from tpinfer.planner.outcome import Outcome, largest_word, outcome_of
+from tpinfer.planner.placement import EngineSettings
+from tpinfer.planner.plan import Plan
+from tpinfer.planner.precision import Precision
+from tpinfer.planner.simulate import simulate
+from tpinfer.planner.step_model import StepModel, step_model
+from tpinfer.planner.traits import Traits
+from tpinfer.planner.workload import Slo, Workload
+from tpinfer.scheduling.limits import SchedulerLimits
+
+_PER_MILLION, _HOUR_S = 1e6, 3600.0
+_FEWEST_REQUESTS, _MOST_REQUESTS = 400, 4000
+"""Of a simulation with arrivals by chance."""
+_OFTEN = 0.1
+"""Share of steps in which a shortage is what binds."""
+
+
+class Planner:
+    """Makes plans of one model on one topology at one precision."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        topology: Topology,
+        precision: Precision,
+        workload: Workload,
+        slo: Slo | None = None,
+        traits: Traits | None = None,
+    ) -> None:
+        self.spec = spec
+        self.topology = topology
+        self.precision = precision
+        self.workload = workload
+        self._slo = slo or Slo()
+        self._traits = traits
+        reserved = (traits or Traits()).reserved_bytes
+        self._fitter = Fitter(spec, topology, precision, reserved)
+        self._models: dict[tuple[int, ...], StepModel] = {}
+
+    def fit(self, sizes: tuple[int, int, int], settings: EngineSettings) -> Fit:
+        """Whether (tp, pp, dp) ranks can do it."""
+        return self._fitter.fit(sizes, settings, self.workload)
+
+    def model(self, placement: Placement) -> StepModel:
+        """Step times of a placement."""
+        on_cpu = self.topology.hosts[0].computes_on_cpu
+        key = placement.tp, placement.pp, placement.dp if on_cpu else 1
+        if key not in self._models:
+            self._models[key] = step_model(
+                self.spec, self.topology, placement, self.precision, self._traits
+            )
+        return self._models[key]
+
+    def estimate(self, fit: Fit, settings: EngineSettings) -> Plan:
+        """The plan by its steady state."""
+        if not fit.fits:
+            return self._misfit(fit, settings)
+        model, limits = self.model(fit.placement), self._limits(fit, settings)
+        lane = self.workload.lane(_num_lanes(fit))
+        found = Estimator(model, limits, lane, self.spec.sliding_window).estimate()
+        plan = replace(
+            self._plan(fit, settings, model, found.output_tokens_per_s),
+            binding=_estimated_binding(found),
+            ttft_s=found.ttft_s,
+            tpot_s=found.tpot_s,
+            ttft_split=found.ttft_split,
+            tpot_split=found.tpot_split,
+            keeps_up=found.keeps_up,
+            num_running=found.num_running * self._num_busy(fit),
+        )
+        return self._judged(plan)
+
+    def simulate(self, fit: Fit, settings: EngineSettings, num_requests: int | None = None) -> Plan:
+        """The plan by a run of the scheduler. `num_requests`: of one lane."""
+        if not fit.fits:
+            return self._misfit(fit, settings)
+        model, limits = self.model(fit.placement), self._limits(fit, settings)
+        lane = self.workload.lane(_num_lanes(fit))
+        window = self.spec.sliding_window
+        estimator = Estimator(model, limits, lane, window)
+        steady = estimator.estimate()
+        if num_requests is None and lane.rate is not None:
+            num_requests = _settled_requests(steady)
+
+        def run(scale: float) -> Outcome:
+            return outcome_of(simulate(model, limits, lane, num_requests, window, scale))
+
+        found = run(1.0)
+        ttft_interval = rate_interval = None
+        tokens_per_s = found.output_tokens_per_s
+        if lane.rate is not None:  # a wait grows by more than the steps do, a throughput by less
+            low, high = model.traits.interval
+            ttft_interval = run(1 - low).ttft.mean, run(1 + high).ttft.mean
+            asked, most = lane.rate * lane.output_len, estimator.capacity_tokens_per_s()
+            tokens_per_s = asked if steady.keeps_up else tokens_per_s
+            busy = self._num_busy(fit)
+            rate_interval = (
+                busy * min(tokens_per_s, most / (1 + high)),
+                busy * max(tokens_per_s, min(asked, most / max(1 - low, 1e-9))),
+            )
+        plan = replace(
+            self._plan(fit, settings, model, tokens_per_s),
+            binding=_binding(found),
+            method="simulated",
+            ttft_s=found.ttft.mean,
+            tpot_s=found.tpot.mean,
+            ttft_split=found.ttft_split,
+            tpot_split=found.tpot_split,
+            ttft=found.ttft,
+            tpot=found.tpot,
+            ttft_interval=ttft_interval,
+            rate_interval=rate_interval,
+            keeps_up=steady.keeps_up,
+            num_running=found.num_running * self._num_busy(fit),
+            num_preemptions=found.num_preemptions,
+        )
+        return self._judged(plan)
+
+    def _limits(self, fit: Fit, settings: EngineSettings) -> SchedulerLimits:
+        return replace(fit.lane_limits(settings, self.workload), window=self._every_window())
+
+    def _every_window(self) -> int | None:
+        """The window where every layer slides."""
+        slides = self.spec.sliding_layers
+        return self.spec.sliding_window if slides and all(slides) else None
+
+    def _num_busy(self, fit: Fit) -> float:
+        return self.workload.num_busy_lanes(_num_lanes(fit))
+
+    def _plan(
+        self, fit: Fit, settings: EngineSettings, model: StepModel, lane_tokens_per_s: float
+    ) -> Plan:
+        placement, traits = fit.placement, model.traits
+        rate = lane_tokens_per_s * self._num_busy(fit)
+        price, cost = self.topology.usd_per_gpu_hour, None
+        if price is not None:
+            ranks = placement.tp * placement.pp * placement.dp
+            cost = price * ranks / _HOUR_S / rate * _PER_MILLION
+        return Plan(
+            placement.tp,
+            placement.pp,
+            placement.dp,
+            settings,
+            "",
+            mode=traits.mode,
+            origin=f"{model.device.origin}; traits {traits.name} ({traits.origin})",
+            relative=traits.interval,
+            output_tokens_per_s=rate,
+            cost_per_mtok=cost,
+            kv_capacity_tokens=fit.kv_capacity_tokens,
+            weight_bytes=fit.weight_bytes,
+        )
+
+    def _misfit(self, fit: Fit, settings: EngineSettings) -> Plan:
+        placement = fit.placement
+        return Plan(
+            placement.tp, placement.pp, placement.dp, settings, fit.binding, fit.reason,
+            kv_capacity_tokens=fit.kv_capacity_tokens, weight_bytes=fit.weight_bytes,
+        )  # fmt: skip
+
+    def _judged(self, plan: Plan) -> Plan:
+        assert plan.ttft_s is not None and plan.tpot_s is not None, "a plan that fits has times"
+        return replace(plan, slo_misses=self._slo.misses(plan.ttft_s, plan.tpot_s))
+
+
+def _settled_requests(found: Estimate) -> int:
+    """So many that those of the beginning, who find the engine emptier, are a small part."""
+    return min(_MOST_REQUESTS, max(_FEWEST_REQUESTS, round(8 * found.num_running)))
+
+
+def _num_lanes(fit: Fit) -> int:
+    return fit.placement.pp * fit.placement.dp
+
+
+def _binding(found: Outcome) -> str:
+    if found.short_of_kv > _OFTEN:
+        return "kv_capacity"
+    if found.short_of_rows > _OFTEN:
+        return "max_num_seqs"
+    return found.binding
+
+
+def _estimated_binding(found: Estimate) -> str:
+    return "kv_capacity" if found.short_of_kv else largest_word(found.tpot_split)
