@@ -1,5 +1,5 @@
-"""Whether a model fits a placement: weights by precision and shard, and the KV cache by the runtime's
-own arithmetic.
+"""Whether a model fits a placement: weights by precision and shard, and the KV cache by the
+runtime's own arithmetic.
 
 A stage holds adjoining layers, as even as whole layers allow; `pp` batches are on their way through
 the stages at once and share the cache (a lane each).
