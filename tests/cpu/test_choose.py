@@ -65,3 +65,13 @@ def test_choices(wanted: str, facts: CollectiveFacts, name: str, variant: str) -
 def test_what_cannot_work_is_refused(wanted: str, facts: CollectiveFacts, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         choose_collective(wanted, facts)
+
+
+def test_what_was_measured_to_be_quickest_is_taken_where_it_can_be() -> None:
+    facts = replace(FACTS, world=2, local_world=2)
+    found = choose_collective("auto", facts, ("gloo", "3.0 us against 9.0"))
+    assert (found.name, found.reason) == ("gloo", "3.0 us against 9.0")
+    assert choose_collective("shared_memory", facts, ("gloo", "3.0 us")).name == "shared_memory"
+    cannot = choose_collective("auto", facts, ("nccl", "1.0 us"))
+    assert cannot.name == "shared_memory"
+    assert "the quickest measured cannot be used: --collective nccl needs GPU" in cannot.reason

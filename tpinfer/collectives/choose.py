@@ -36,15 +36,20 @@ class CollectiveChoice:
     reason: str
 
 
-def choose_collective(wanted: str, facts: CollectiveFacts) -> CollectiveChoice:
-    """`wanted` is the user's word or `auto`. Raises ConfigError for what cannot work here."""
+def choose_collective(
+    wanted: str, facts: CollectiveFacts, quickest: tuple[str, str] | None = None
+) -> CollectiveChoice:
+    """`wanted` is the user's word or `auto`; `quickest` the backend that was measured to be so, and
+    the figures. Raises ConfigError for what cannot work here."""
     if facts.world == 1:
         return CollectiveChoice("none", "", "one rank has nobody to talk to")
     _refuse(wanted, facts)
-    if wanted == "auto":
+    if wanted != "auto":
+        why = "asked for"
+    elif quickest is None:
         wanted, why = _automatic(facts)
     else:
-        why = "asked for"
+        wanted, why = _measured(*quickest, facts)
     if wanted == "deepspeed":
         return CollectiveChoice("shared_memory", "deepspeed", why)
     if wanted != "shared_memory":
@@ -60,6 +65,16 @@ def choose_collective(wanted: str, facts: CollectiveFacts) -> CollectiveChoice:
             wanted, "deepspeed", f"{why}; DeepSpeed's op, since {facts.ring_reason}"
         )
     return CollectiveChoice(wanted, "python", f"{why}; Python ring, since {facts.ring_reason}")
+
+
+def _measured(name: str, figures: str, facts: CollectiveFacts) -> tuple[str, str]:
+    """What was measured to be quickest, as far as it can be used now."""
+    try:
+        _refuse(name, facts)
+    except ConfigError as error:
+        wanted, why = _automatic(facts)
+        return wanted, f"{why}; the quickest measured cannot be used: {error}"
+    return name, figures
 
 
 def _automatic(facts: CollectiveFacts) -> tuple[str, str]:

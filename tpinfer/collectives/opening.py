@@ -62,9 +62,11 @@ def open_group(
     timeout_s: float,
     machine_facts: tuple[frozenset[str], int, int],
     progress: Callable[[str], None] = lambda text: None,
+    quickest: tuple[str, str] | None = None,
 ) -> tuple[Group, CollectiveChoice]:
-    """Choose and connect. A collective call. `progress` hears of strangers and ranks of other hosts
-    that were turned away. Raises ConfigError or RankError."""
+    """Choose and connect. A collective call. `quickest`: see `choose_collective`. `progress` hears
+    of strangers and ranks of other hosts that were turned away. Raises ConfigError or RankError.
+    """
     num_gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     if seat.world == 1:
         facts = CollectiveFacts(
@@ -74,7 +76,7 @@ def open_group(
         facts = gather_facts(
             device.type, seat.world, seat.local_world, seat.launcher, machine_facts, num_gpus
         )
-    choice = choose_collective(wanted, facts)
+    choice = choose_collective(wanted, facts, quickest)
     group = _open(choice, seat, device, timeout_s, machine_facts[1], progress)
     if seat.rank == 0 and seat.world > 1:
         with contextlib.suppress(OSError):  # not made, or somebody else's files are in it

@@ -126,7 +126,7 @@ class Catalogue:
     def processor_named(self, name: str) -> str | None:
         """The sku of the processor that the kernel calls `name`; None for an unknown one."""
         for sku, entry in self.cpus.items():
-            if any(re.search(pattern, name) for pattern in entry.names):
+            if any(re.search(pattern, name, re.I) for pattern in entry.names):
                 return sku
         return None
 

@@ -56,8 +56,7 @@ def _gpus(entry: Entry, catalogue: Catalogue) -> list[Device]:
     file_overrides, set_overrides = read_overrides(fields.get("ceilings"))
     card = catalogue.cards[sku] if sku else None
     if card is None:
-        has_flops = bool(file_overrides.flops_per_s or set_overrides.flops_per_s)
-        rates = _unknown_card(fields, origin) if has_flops else None
+        rates = _unknown_card(fields, origin)
     else:
         rates = _stated(fields, _mig_rates(mig, card.rates) if mig else card.rates, origin)
     device = Device(
@@ -79,8 +78,8 @@ def _gpus(entry: Entry, catalogue: Catalogue) -> list[Device]:
 
 
 def _unknown_card(fields: Fields, origin: Origin) -> Rates | None:
-    """Rates of a card that is not in the catalogue, beside the arithmetic under `ceilings`; None
-    where the file does not say what its memory is and does."""
+    """Rates of a card that is not in the catalogue, without its arithmetic, which `ceilings` must
+    give; None where the file does not say what its memory is and does."""
     mem, mem_bw = fields.get("mem"), fields.get("mem_bw")
     if mem is None or mem_bw is None:
         return None

@@ -5,10 +5,11 @@ of ONE rank while `num_sharing` ranks of its host are at it at once.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tpinfer.config.ceilings import CeilingOverrides
 from tpinfer.config.dtypes import DType
+from tpinfer.config.errors import TopologyError
 from tpinfer.config.origin import Origin
 
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send")
@@ -186,6 +187,31 @@ class Measurement:
         """What is known of a device: of several, that with the nearest number of ranks sharing."""
         found = [m for m in self.devices if m.host == host and device in m.devices]
         return min(found, key=lambda m: abs(m.num_sharing - num_sharing), default=None)
+
+    def with_newer(self, newer: "Measurement") -> "Measurement":
+        """Both, and the newer where they speak of the same thing. Raises TopologyError where they
+        are of two topologies."""
+        if newer.topology != self.topology:
+            raise TopologyError(
+                f"measured on topology {newer.topology}, but the file holds measurements of "
+                f"{self.topology}; name another file"
+            )
+        known = {(m.host, m.devices, m.num_sharing) for m in newer.devices}
+        kept = [m for m in self.devices if (m.host, m.devices, m.num_sharing) not in known]
+        groups = {group.places: group.collectives for group in self.groups}
+        for group in newer.groups:
+            timed = {(fit.op, fit.by, fit.graph) for fit in group.collectives}
+            older = [
+                fit
+                for fit in groups.get(group.places, ())
+                if (fit.op, fit.by, fit.graph) not in timed
+            ]
+            groups[group.places] = (*older, *group.collectives)
+        return replace(
+            newer,
+            devices=(*kept, *newer.devices),
+            groups=tuple(GroupMeasurement(places, fits) for places, fits in groups.items()),
+        )
 
     def collective(
         self,

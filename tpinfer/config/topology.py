@@ -108,10 +108,13 @@ class Topology:
         groups = self.groups(num_ranks)
         group = next((g for g in groups if place in g), (place,))
         num_sharing = self.num_sharing(home, groups)
+        overrides = self._overrides(home, member, num_sharing)
+        if not (member.rates.flops_per_s or overrides.flops_per_s):
+            return None
         collective, origin = self._collective(group)
         return slice_ceilings(
             member.rates,
-            self._overrides(home, member, num_sharing),
+            overrides,
             num_sharing,
             collective,
             self.file if self.measured is None else f"{self.file}, measured {self.measured.date}",

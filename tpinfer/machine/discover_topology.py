@@ -149,7 +149,7 @@ def _whole(entries: list[dict], driver: str | None) -> str:
     names = [entry["name"] for entry in entries]
     now = datetime.fromtimestamp(time.time(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     lines = [
-        "# Found by `tpinfer topo discover`. Rates are the most that ports and memory carry one way;",
+        "# Found by `tpinfer topo discover`. Rates are what ports and memory carry at most;",
         "# `tpinfer topo probe` measures what of it can be reached.",
         "version: 1",
         f"name: {quoted(names[0] if len(names) == 1 else f'{names[0]}-x{len(names)}')}",

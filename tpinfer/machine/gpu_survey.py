@@ -17,6 +17,7 @@ _ANCESTORS = {0: "PIX", 10: "PIX", 20: "PXB", 30: "PHB", 40: "PHB", 50: "SYS"}
 _LINK_MB_PER_S = (20_000, 25_000, 50_000, 100_000)
 """What links of a generation carry; the driver counts what the wire's code adds, up to 7 %."""
 _SWITCH = 2
+_MOST_SLICES = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +117,12 @@ def _card(driver: Driver, index: int, root: Path) -> Card:
 def _slices(driver: Driver, index: int) -> tuple[Slice, ...]:
     if not driver.read("mig_mode", index):
         return ()
-    found = []
-    for place in range(_int(driver.read("mig_places", index)) or 0):
+    found: list[Slice] = []
+    for place in range(min(_MOST_SLICES, _int(driver.read("mig_places", index)) or 0)):
         uuid = _str(driver.read("slice_uuid", index, place))
         name = _str(driver.read("slice_name", index, place)) or ""
         profile = re.search(r"(?:\d+c\.)?(\d+g\.\d+gb\S*)", name)
-        if uuid and profile:
+        if uuid and profile and all(uuid != known.uuid for known in found):
             found.append(Slice(uuid, profile[1]))
     return tuple(found)
 
@@ -200,7 +201,7 @@ def _bus(text: str | None) -> str | None:
 
 
 def _int(value: Value | None) -> int | None:
-    return value if isinstance(value, int) else None
+    return value if isinstance(value, int) and value >= 0 else None
 
 
 def _str(value: Value | None) -> str | None:

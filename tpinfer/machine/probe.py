@@ -1,8 +1,8 @@
 """A start-up read of what one rank can reach, with all ranks of the group at it at once.
 
 Each number is the best of several short trials: a ceiling is what the machine can do, not what
-it did while others used it. Not a benchmark of any op; `topo probe` will measure more, for
-longer.
+it did while others used it. Not a benchmark of any op; `measure` takes half a minute and tells
+more.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ def probe_ceilings(
     `budget_s` is for the trials; making what they read comes on top. On a GPU times are taken with
     events; that path has not run on one yet.
     """
-    clock = _device_clock(device) if device.type == "cuda" else _host_clock
+    clock = clock_of(device)
     share_ns = int(budget_s * 1e9 / (4 + len(dtypes)))
     with torch.inference_mode():
         if device.type == "cuda":
@@ -55,7 +55,7 @@ def probe_host_copy(device: torch.device, num_bytes: int = 1 << 24) -> float:
     is_cuda = device.type == "cuda"
     source = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
     target = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=is_cuda)
-    clock = _device_clock(device) if is_cuda else _host_clock
+    clock = clock_of(device)
     target.copy_(source)
     best_ns = min(clock(lambda: target.copy_(source, non_blocking=True)) for _ in range(3))
     return num_bytes / best_ns * 1e9
@@ -63,6 +63,11 @@ def probe_host_copy(device: torch.device, num_bytes: int = 1 << 24) -> float:
 
 Clock = Callable[[Callable[[], object]], int]
 """Runs something once and says how many ns it took."""
+
+
+def clock_of(device: torch.device) -> Clock:
+    """How time is taken on `device`."""
+    return _device_clock(device) if device.type == "cuda" else _host_clock
 
 
 def _host_clock(call: Callable[[], object]) -> int:

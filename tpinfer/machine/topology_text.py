@@ -78,8 +78,9 @@ def host_lines(
         if count > 1:
             lines += ["    links:", f"      - {{kind: SHM, ids: 0..{count - 1}}}"]
     else:
-        devices = _devices(cards, by_number)
-        lines += _gpu_lines(devices, catalogue, origin)
+        uuids = [card.uuid for card in cards]
+        devices = _devices(cards, by_number or None in uuids or len(set(uuids)) < len(uuids))
+        lines += _gpu_lines(devices, catalogue, origin, range(len(facts.machine.numa_nodes)))
         lines += _link_lines(facts, devices, catalogue, origin)
     if facts.nics:
         lines += ["    nics:", *_nic_lines(facts, len(cards), origin)]
@@ -134,7 +135,9 @@ def _cpu(facts: HostFacts, catalogue: Catalogue) -> str:
     return _flow(row)
 
 
-def _gpu_lines(devices: Sequence[_Device], catalogue: Catalogue, origin: str) -> Iterable[str]:
+def _gpu_lines(
+    devices: Sequence[_Device], catalogue: Catalogue, origin: str, known_nodes: Sequence[int]
+) -> Iterable[str]:
     """Cards that are alike share an entry; each slice has its own."""
 
     def traits(device: _Device) -> tuple[object, ...]:
@@ -153,7 +156,7 @@ def _gpu_lines(devices: Sequence[_Device], catalogue: Catalogue, origin: str) ->
         row["ids" if numbered else "uuid"] = (
             _spans([int(i) for i in ids]) if numbered else _list(ids)
         )
-        nodes = [device.card.numa for device in found]
+        nodes = [device.card.numa if device.card.numa in known_nodes else None for device in found]
         if len(set(nodes)) == 1 and nodes[0] is not None:
             row["numa"] = str(nodes[0])
         elif None not in nodes:
@@ -266,6 +269,8 @@ def _pcie_row(
     else:
         row["bw"] = "16GB/s"
         origin = "assumed"
+    if kind == "SYS":
+        origin = "assumed"  # what the sockets' own link carries, nobody says
     return {**row, "from": origin}
 
 

@@ -21,6 +21,7 @@ from tpinfer.costs.choices import (
     ExecutionChoices,
     choose_execution,
     kv_layout_choice,
+    quickest_collective,
 )
 from tpinfer.costs.decoder_ops import SHARED_KV_OPS
 from tpinfer.costs.kv_capacity import MemoryPlan
@@ -105,8 +106,10 @@ def assemble(config: EngineConfig, seat: Seat, progress: Progress) -> Assembly:
         torch.set_num_threads(choices.num_threads)
     progress("connecting the ranks")
     facts = machine.cpu_flags, machine.num_cores, machine.shared_memory_free_bytes
+    message_bytes = spec.hidden_size * choices.compute_dtype.num_bytes
+    quickest = quickest_collective(topology, seat.world, message_bytes) if topology else None
     group, collective = open_group(
-        config.collective, seat, device, config.wait_timeout_s, facts, progress
+        config.collective, seat, device, config.wait_timeout_s, facts, progress, quickest
     )
     named = f"{collective.name} {collective.variant}".strip()
     choices = choices.with_choice(Choice("collective", named, collective.reason))

@@ -1,0 +1,117 @@
+"""`tpinfer topo probe`: measure what the ranks of this machine reach and write the measured layer
+of its topology."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tpinfer.cli.generate_flags import check_output
+from tpinfer.cli.rank_start import run_on_ranks
+from tpinfer.config.errors import ConfigError
+from tpinfer.config.measured import DeviceMeasurement, GroupMeasurement
+from tpinfer.config.measured_yaml import measured_path, read_measured, write_measured
+from tpinfer.config.topology_reader import load_topology
+from tpinfer.config.units import format_rate, format_size
+
+if TYPE_CHECKING:
+    from tpinfer.launching.seat import Seat
+
+LONGEST_S = 600.0
+
+
+def add_probe_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare all flags."""
+    parser.add_argument("--topology", required=True, metavar="FILE",
+                        help="YAML of this machine, or the name of a shipped one")  # fmt: skip
+    parser.add_argument("--tp", type=int, metavar="N",
+                        help="ranks that measure at once (1, or the launcher's)")  # fmt: skip
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--seconds", type=float, default=30.0, metavar="S",
+                        help="about how long to measure (30)")  # fmt: skip
+    parser.add_argument("-o", "--out", metavar="FILE",
+                        help="measured layer (default X.measured.yaml beside X.yaml)")  # fmt: skip
+
+
+def run_probe(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Be the launcher, or one rank; returns the exit code."""
+    return run_on_ranks(
+        args, argv, lambda tp: _check(args, tp), lambda s: _run_rank(args, s), False
+    )
+
+
+def target_path(args: argparse.Namespace) -> Path:
+    """Where the measured layer goes. A shipped topology's goes to the working directory."""
+    if args.out:
+        return Path(args.out)
+    file = Path(args.topology)
+    return measured_path(file if file.is_file() else Path(f"{file.name}.yaml"))
+
+
+def _check(args: argparse.Namespace, tp: int) -> None:
+    if tp < 1:
+        raise ConfigError(f"--tp {tp} must be 1 or more")
+    if not 1 <= args.seconds <= LONGEST_S:
+        raise ConfigError(f"--seconds {args.seconds:g} must lie in 1..{LONGEST_S:g}")
+    check_output("--out", str(target_path(args)))
+    topology = load_topology(args.topology)
+    if args.device == "cuda" and topology.hosts[0].computes_on_cpu:
+        raise ConfigError(
+            f"--device cuda, but {topology.file} describes CPU ranks; name a topology with GPUs "
+            "(`tpinfer topo discover` writes this machine's)"
+        )
+    topology.groups(tp)
+
+
+def _run_rank(args: argparse.Namespace, seat: "Seat") -> int:
+    from tpinfer.cli.stream import Progress
+    from tpinfer.engine.machine_probe import probe_machine
+
+    if args.tp is not None and args.tp != seat.world:
+        raise ConfigError(f"--tp {args.tp}, but {seat.world} ranks were started; start {args.tp}")
+    progress = Progress(sys.stderr)
+
+    def say(text: str) -> None:
+        if seat.rank == 0:
+            progress.show(text)
+
+    found = probe_machine(load_topology(args.topology), seat, args.seconds, say)
+    progress.finish()
+    if seat.rank:
+        return 0
+    path = target_path(args)
+    known = read_measured(path).with_newer(found) if path.is_file() else found
+    write_measured(known, path)
+    print(f"wrote {path}")
+    _print_device(found.devices[0], seat.world)
+    for group in found.groups:
+        _print_group(group)
+    return 0
+
+
+def _print_device(found: DeviceMeasurement, num_ranks: int) -> None:
+    each = "of each rank, all at once" if num_ranks > 1 else "of the one rank"
+    print(f"\nmemory read, {each}")
+    for read in found.memory:
+        rate = format_rate(read.bytes_per_s)
+        print(f"  {format_size(read.working_set_bytes):>10}  {read.level:<5}{rate:>12}")
+    rows = sorted({gemm.rows for gemm in found.gemms})
+    print("\nGFLOP/s by rows of a product")
+    print(f"  {'':<10}" + " ".join(f"{count:>6}" for count in rows))
+    for dtype in dict.fromkeys(gemm.dtype for gemm in found.gemms):
+        rates = {g.rows: f"{g.flops_per_s / 1e9:.0f}" for g in found.gemms if g.dtype is dtype}
+        print(f"  {dtype.value:<10}" + " ".join(f"{rates.get(count, '-'):>6}" for count in rows))
+    print(f"\nsmall op {(found.eager_floor_s or 0) * 1e6:.1f} us")
+    for copy in found.copies:
+        print(f"copy {copy.path} {format_rate(copy.bytes_per_s)}")
+
+
+def _print_group(found: GroupMeasurement) -> None:
+    sizes = sorted({size for fit in found.collectives for size in fit.points})
+    heads = " ".join(f"{format_size(size):>8}" for size in sizes)
+    print(f"\ncollectives of {len(found.places)} ranks, us by bytes")
+    print(f"  {'':<28}{heads}   fit off by")
+    for fit in found.collectives:
+        times = " ".join(f"{fit.points[size] * 1e6:8.1f}" for size in sizes)
+        print(f"  {fit.op + ' by ' + fit.by:<28}{times}   {fit.error:.0%}")
