@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.pure.planner_cases import SETTINGS, four_hosts, machine, made_up, planner
+from tpinfer.config.topology_reader import load_topology
 from tpinfer.planner.outcome import as_words
 from tpinfer.planner.pictures import PrefillLaw, prefill_law, prefill_s, roofline, scaling
 from tpinfer.planner.placement import EngineSettings
@@ -135,6 +136,17 @@ def test_all_placements_are_estimated_before_settings_vary() -> None:
     sizes = {(plan.tp, plan.pp, plan.dp) for plan, _ in estimates}
     assert len(sizes) == len(estimates) and len(sizes) + len(misfits) > 150
     assert {tp for tp, _, _ in sizes} == {1, 2, 4, 8, 16, 32}
+
+
+def test_half_a_link_moves_communication_and_nothing_else() -> None:
+    halved = load_topology("dgx-h100", ["hosts.h0.links.0.bw=225GB/s"])
+    splits = [
+        fixed(planner("llama-3.1-70b", topology=one), (8, 1, 1), SETTINGS).plans[0].tpot_split
+        for one in (machine(), halved)
+    ]
+    assert splits[1].communication > 1.05 * splits[0].communication
+    for word in ("compute", "memory", "small_kernels"):
+        assert getattr(splits[1], word) == pytest.approx(getattr(splits[0], word), rel=0.1)
 
 
 def test_settings_that_are_given_are_kept() -> None:

@@ -96,7 +96,7 @@ def _planner(args: argparse.Namespace) -> "tuple[Planner, EngineSettings]":
     from tpinfer.planner.workload import Slo, Workload, parse_slo
 
     spec = read_model_spec(shape_or_model_directory(args.model))
-    topology = load_topology(args.topology)
+    topology = load_topology(args.topology, args.set)
     if args.price:
         topology = replace(topology, usd_per_gpu_hour=parse_price(args.price))
     workload = Workload(

@@ -30,6 +30,10 @@ def _machine_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--topology", metavar="FILE", help="YAML of the machine, or the name of a shipped one"
     )
+    group.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE",
+        help="change the machine: hosts.h0.links.0.bw=225GB/s; several times",
+    )  # fmt: skip
     for axis, text in (
         ("tp", "tensor-parallel ranks"), ("pp", "pipeline stages"), ("dp", "replicas"),
     ):  # fmt: skip

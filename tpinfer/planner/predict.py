@@ -140,10 +140,9 @@ class Planner:
     ) -> Plan:
         placement, traits = fit.placement, model.traits
         rate = lane_tokens_per_s * self._num_busy(fit)
-        price, cost = self.topology.usd_per_gpu_hour, None
+        price, cost = self._usd_per_hour(placement), None
         if price is not None:
-            ranks = placement.tp * placement.pp * placement.dp
-            cost = price * ranks / _HOUR_S / rate * _PER_MILLION
+            cost = price / _HOUR_S / rate * _PER_MILLION
         return Plan(
             placement.tp,
             placement.pp,
@@ -158,6 +157,20 @@ class Planner:
             kv_capacity_tokens=fit.kv_capacity_tokens,
             weight_bytes=fit.weight_bytes,
         )
+
+    def _usd_per_hour(self, placement: Placement) -> float | None:
+        """Of all devices in use; None where the price of one is unknown."""
+        topology, ranks = self.topology, placement.tp * placement.pp * placement.dp
+        prices = {topology.usd_per_device_hour(d) for host in topology.hosts for d in host.devices}
+        if len(prices) > 1 and placement.groups:
+            found = [
+                topology.usd_per_device_hour(topology.host(host).device(device))
+                for group in placement.groups
+                for host, device in group
+            ]
+            return None if None in found else sum(price or 0.0 for price in found)
+        price = max((one for one in prices if one is not None), default=None)
+        return None if price is None or None in prices else price * ranks
 
     def _misfit(self, fit: Fit, settings: EngineSettings) -> Plan:
         placement = fit.placement
