@@ -21,6 +21,7 @@ from tpinfer.planner.collective_times import CollectiveTimes
 from tpinfer.planner.group_times import group_times
 from tpinfer.planner.precision import precision_named
 from tpinfer.planner.step_model import step_model
+from tpinfer.planner.traits import Traits
 
 CARDS = """
 version: 1
@@ -72,6 +73,16 @@ def test_known_cards_have_their_fabric_and_others_nccls_model() -> None:
     assert "B200" in times(cards("b200", bw="900GB/s")).origin
     assert "NCCL's own model" in times(cards("h100-pcie-80g", bw="300GB/s")).origin
     assert len(times(cards("l40s", "PXB", "32GB/s")).curves) == 1
+
+
+def test_calibrated_traits_bring_their_engines_collectives() -> None:
+    spec, bf16, work = two_layers("llama-3.1-8b"), precision_named("bf16"), aggregate([1], [9], 1)
+    nccl, vllm = (
+        step_model(spec, machine(), Placement(tp=8), bf16, Traits(collectives_of=engine)).step(work)
+        for engine in ("nccl", "vllm")
+    )
+    assert vllm.communication < 0.5 * nccl.communication
+    assert replace(vllm, communication=0.0) == replace(nccl, communication=0.0)
 
 
 def test_a_rank_alone_has_none() -> None:

@@ -146,6 +146,7 @@ def fit_traits(points: Sequence[Point], models: PointModels) -> Traits:
         found,
         name=f"{device}/{engine}/{name}",
         mode="calibrated",
+        collectives_of=engine,
         origin=f"fitted to {len(points)} points",
     )
 

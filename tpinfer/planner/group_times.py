@@ -20,9 +20,9 @@ from tpinfer.planner.traits import Traits
 
 
 def group_times(
-    topology: Topology, group: tuple[Place, ...], ceilings: Ceilings
+    topology: Topology, group: tuple[Place, ...], ceilings: Ceilings, engine: str = "nccl"
 ) -> CollectiveTimes:
-    """Collectives of `group`, whose ranks have `ceilings`."""
+    """Collectives of `group`, whose ranks have `ceilings`; `engine` as `Traits.collectives_of`."""
     plain = collective_times(ceilings, len(group))
     if len(group) == 1 or _has_own_numbers(topology, group):
         return plain
@@ -41,7 +41,7 @@ def group_times(
     fabrics = {fabric_of(topology.host(name).device(device).sku) for name, device in group}
     fabric = fabrics.pop() if len(fabrics) == 1 else None
     if fabric is not None:
-        return fabric_times(fabric, "nccl", len(group), slowest)
+        return fabric_times(fabric, engine, len(group), slowest)
     return nccl_times(len(group), slowest, all(link.via for link in links))
 
 

@@ -222,7 +222,7 @@ def step_model(
             continue
         seen.add(key)
         ledger = CostLedger(spec, partition, rank, precision.activation, precision.kv)
-        links = group_times(placed, members, ceilings)
+        links = group_times(placed, members, ceilings, traits.collectives_of)
         if placement.pp > 1 and len(groups) > 1:
             links = with_stages(links, placed, members[0], groups[1][0])
         home = placed.host(place[0])

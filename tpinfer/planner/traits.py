@@ -40,6 +40,9 @@ class Traits:
     overlap_power: float = 2.0
     """How memory and arithmetic of a kernel overlap: large for fully, 1 for not at all. The same
     for all published groups; a fit of 1, 2, 3 or 6 to them is best at 1.5 to 2."""
+    collectives_of: str = "nccl"
+    """Engine whose all-reduce was at work, as `planner.fabrics` names it; counts on known fabrics
+    that were not measured."""
     kv: str = "auto"
     """Format of the cache where the measured engines' was fitted: `bf16` or `fp8`; `auto` for
     what the engine does by default."""
