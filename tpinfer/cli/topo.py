@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tpinfer.cli.topo_probe import add_probe_flags, run_probe
 from tpinfer.config.errors import ConfigError
 from tpinfer.config.topology import Topology
 
@@ -15,6 +16,7 @@ examples:
   mpirun -n 2 --host node1,node2 tpinfer topo discover --hostfile hosts -o cluster.yaml
   tpinfer topo show dgx-h100
   tpinfer topo check box.yaml --set placement.tp=4
+  tpinfer topo probe box.yaml --tp 2
 """
 
 
@@ -22,12 +24,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare all flags."""
     parser.add_argument(
         "action",
-        choices=["discover", "show", "check"],
+        choices=["discover", "show", "check", "probe"],
         help="discover: write the topology file of this host, or under mpirun of all hosts; "
-        "show: draw it with rates and where they come from; check: say what would hurt",
+        "show: draw it with rates and where they come from; check: say what would hurt; probe: "
+        "measure what ranks reach and write FILE.measured.yaml beside it",
     )
-    parser.add_argument("file", nargs="?", metavar="FILE", help="for show and check")
-    parser.add_argument("-o", "--output", metavar="FILE", help="discover: write it there")
+    parser.add_argument("file", nargs="?", metavar="FILE", help="for show, check and probe")
+    parser.add_argument("-o", "--output", metavar="FILE", help="discover, probe: write it there")
     parser.add_argument(
         "--hostfile",
         metavar="FILE",
@@ -35,6 +38,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "be like this one",
     )
     add_set_flag(parser)
+    add_probe_flags(parser.add_argument_group("probe"))
 
 
 def add_set_flag(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +54,10 @@ def add_set_flag(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     """Do one action."""
+    if args.action == "probe":
+        if args.hostfile or args.set:
+            raise ConfigError("topo probe takes neither --hostfile nor --set; see --help")
+        return run_probe(args, argv)
     if args.action == "discover":
         if args.file is not None or args.set:
             raise ConfigError("topo discover takes no FILE and no --set; write with -o FILE")

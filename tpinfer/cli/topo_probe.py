@@ -21,17 +21,13 @@ if TYPE_CHECKING:
 LONGEST_S = 600.0
 
 
-def add_probe_flags(parser: argparse.ArgumentParser) -> None:
-    """Declare all flags."""
-    parser.add_argument("--topology", required=True, metavar="FILE",
-                        help="YAML of this machine, or the name of a shipped one")  # fmt: skip
-    parser.add_argument("--tp", type=int, metavar="N",
-                        help="ranks that measure at once (1, or the launcher's)")  # fmt: skip
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--seconds", type=float, default=30.0, metavar="S",
-                        help="about how long to measure (30)")  # fmt: skip
-    parser.add_argument("-o", "--out", metavar="FILE",
-                        help="measured layer (default X.measured.yaml beside X.yaml)")  # fmt: skip
+def add_probe_flags(group: "argparse._ArgumentGroup") -> None:
+    """Declare the flags of `probe` alone."""
+    group.add_argument("--tp", type=int, metavar="N",
+                       help="ranks that measure at once (1, or the launcher's)")  # fmt: skip
+    group.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    group.add_argument("--seconds", type=float, default=30.0, metavar="S",
+                       help="about how long to measure (30)")  # fmt: skip
 
 
 def run_probe(args: argparse.Namespace, argv: Sequence[str]) -> int:
@@ -43,19 +39,24 @@ def run_probe(args: argparse.Namespace, argv: Sequence[str]) -> int:
 
 def target_path(args: argparse.Namespace) -> Path:
     """Where the measured layer goes. A shipped topology's goes to the working directory."""
-    if args.out:
-        return Path(args.out)
-    file = Path(args.topology)
+    if args.output:
+        return Path(args.output)
+    file = Path(args.file)
     return measured_path(file if file.is_file() else Path(f"{file.name}.yaml"))
 
 
 def _check(args: argparse.Namespace, tp: int) -> None:
+    if args.file is None:
+        raise ConfigError(
+            "topo probe needs the FILE that describes this machine; `tpinfer topo discover -o "
+            "FILE` writes it"
+        )
     if tp < 1:
         raise ConfigError(f"--tp {tp} must be 1 or more")
     if not 1 <= args.seconds <= LONGEST_S:
         raise ConfigError(f"--seconds {args.seconds:g} must lie in 1..{LONGEST_S:g}")
-    check_output("--out", str(target_path(args)))
-    topology = load_topology(args.topology)
+    check_output("--output", str(target_path(args)))
+    topology = load_topology(args.file)
     if args.device == "cuda" and topology.hosts[0].computes_on_cpu:
         raise ConfigError(
             f"--device cuda, but {topology.file} describes CPU ranks; name a topology with GPUs "
@@ -76,7 +77,7 @@ def _run_rank(args: argparse.Namespace, seat: "Seat") -> int:
         if seat.rank == 0:
             progress.show(text)
 
-    found = probe_machine(load_topology(args.topology), seat, args.seconds, say)
+    found = probe_machine(load_topology(args.file), seat, args.seconds, say)
     progress.finish()
     if seat.rank:
         return 0
