@@ -16,6 +16,7 @@ VERBS = {
     "bench": "time latency or throughput with made-up prompts, and say where the time went",
     "profile": "run and record a benchmark, and say where its wall time went",
     "explain": "run it on 1, 2, 4 ... ranks and say what ate the speed-up",
+    "topo": "find out what machines are made of, look at it, and see what would hurt",
     "doctor": "show what this machine has, what would be chosen here, and what is missing",
 }
 ORIENTATION = """tpinfer - tensor-parallel LLM inference that knows where every microsecond goes
