@@ -8,7 +8,7 @@ from pathlib import Path
 from tpinfer.config.errors import ConfigError
 from tpinfer.config.topology import Topology
 
-EPILOG = """FILE is a topology file, or the name of a shipped one (dgx-h100). Left out: this machine.
+EPILOG = """FILE is a topology file or the name of a shipped one (dgx-h100); left out, this machine.
 
 examples:
   tpinfer topo discover -o box.yaml
