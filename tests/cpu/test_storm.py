@@ -39,15 +39,15 @@ def settings_of(draw: random.Random, least: int, group: int) -> dict[str, Any]:
 
 def run_storm(
     run_name: str, directory: str, case: tuple[str, int, int], seed: int, count: int,
-    num_runs: int, in_int8: bool = False,
+    num_runs: int, in_int8: bool = False, near: tuple[float, float] | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """What each run counted; its tokens are those of requests alone."""
+    """What each run counted; its tokens are those of requests alone, or `near` them."""
     name, tp, group = case
     draw = random.Random(seed)
     int8 = {"kv_cache_dtype": "int8"} if in_int8 else {}
     runs = [settings_of(draw, NUM_BLOCKS.get(name, 15), group) | int8 for _ in range(num_runs)]
     asked = {"directory": directory, "seed": seed, "count": count}
-    asked |= {"logprobs": 4} if in_int8 else {}
+    asked |= {"logprobs": 4} if near else {}
     alone = f"{run_name}-alone"
     expected = rank_values(f"{PROGRAM}:alone", 1, alone, asked | int8, timeout_s=120)[0]
     found = rank_values(
@@ -56,20 +56,24 @@ def run_storm(
     for run, settings in zip(found, runs, strict=True):
         assert run["stats"]["num_groups"] == group
         pairs = list(zip(run["tokens"], expected, strict=True))
-        if in_int8:
-            assert_near([pair for one in pairs for pair in zip(*one, strict=True)])
+        if near:
+            assert_near([pair for one in pairs for pair in zip(*one, strict=True)], *near)
             continue
         wrong = [i for i, pair in enumerate(pairs) if pair[0] != pair[1]]
         assert not wrong, (settings, run["stats"], wrong)
     return [run["stats"] for run in found]
 
 
-NEAR = 0.05
-"""Nats, in int8. A batch's matmuls sum in another order, and where that moves a value over the
-middle between two steps of int8 it is off by one step, 1/127 of the largest. Measured: 0.009."""
+NEAR_IN_INT8 = 0.05, 0.9
+"""(nats, share of continuations that are equal). A batch's matmuls sum in another order, and where
+that moves a value over the middle between two steps of int8 it is off by one step, 1/127 of the
+largest. Measured: 0.009."""
+NEAR_IN_FLOAT32 = 3e-5, 0.95
+"""For many storms: one draw in some hundred thousand falls between the ends of a token's share as
+two orders of summation have them. Seen: 0.32388118 between 0.32388048 and 0.32388137."""
 
 
-def assert_near(pairs: list[tuple[list[Any], list[Any]]]) -> None:
+def assert_near(pairs: list[tuple[list[Any], list[Any]]], nats: float, share: float) -> None:
     """Continuations are equal, but where two tokens are about equally likely; whatever is drawn on
     the same tokens is drawn from the same distribution."""
     num_equal = 0
@@ -78,15 +82,15 @@ def assert_near(pairs: list[tuple[list[Any], list[Any]]]) -> None:
         for (token, ids, logprobs), (wanted, wanted_ids, wanted_logprobs) in zip(
             found, expected, strict=True
         ):
-            assert logprobs == pytest.approx(wanted_logprobs, abs=NEAR)
+            assert logprobs == pytest.approx(wanted_logprobs, abs=nats)
             known = dict(zip(wanted_ids, wanted_logprobs, strict=True))
             for one, logprob in zip(ids, logprobs, strict=True):
-                assert logprob == pytest.approx(known.get(one, wanted_logprobs[-1]), abs=NEAR)
+                assert logprob == pytest.approx(known.get(one, wanted_logprobs[-1]), abs=nats)
             if token != wanted:
                 break
         else:
             num_equal += 1
-    assert num_equal >= 0.9 * len(pairs)
+    assert num_equal >= share * len(pairs)
 
 
 CASES = [
@@ -115,7 +119,7 @@ def test_a_storm(name: str, tp: int, group: int, checkpoint, run_name: str) -> N
 @pytest.mark.parametrize(("name", "tp", "group"), INT8_CASES[:1])
 def test_a_storm_in_int8(name: str, tp: int, group: int, checkpoint, run_name: str) -> None:
     """Each token and head has a scale of its own, so a batch changes nothing but rounding."""
-    stats = run_storm(run_name, checkpoint(name), (name, tp, group), 6, 10, 2, in_int8=True)
+    stats = run_storm(run_name, checkpoint(name), (name, tp, group), 6, 10, 2, True, NEAR_IN_INT8)
     assert any(one["num_recomputed"] + one["num_moved_out"] > 0 for one in stats)
 
 
@@ -125,11 +129,11 @@ def test_a_storm_in_int8(name: str, tp: int, group: int, checkpoint, run_name: s
 def test_many_storms_in_int8(
     name: str, tp: int, group: int, seed: int, checkpoint, run_name: str
 ) -> None:
-    run_storm(run_name, checkpoint(name), (name, tp, group), seed, 24, 6, in_int8=True)
+    run_storm(run_name, checkpoint(name), (name, tp, group), seed, 24, 6, True, NEAR_IN_INT8)
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("seed", range(20, 32))
 @pytest.mark.parametrize(("name", "tp", "group"), [*CASES, ("mistral-window", 1, 1)])
 def test_many_storms(name: str, tp: int, group: int, seed: int, checkpoint, run_name: str) -> None:
-    run_storm(run_name, checkpoint(name), (name, tp, group), seed, 24, 6)
+    run_storm(run_name, checkpoint(name), (name, tp, group), seed, 24, 6, near=NEAR_IN_FLOAT32)

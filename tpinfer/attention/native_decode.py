@@ -21,7 +21,7 @@ from tpinfer.attention.interface import (
 )
 from tpinfer.attention.paged_kv import LayerKV
 from tpinfer.attention.reference import bind_attention, bind_partial_attention
-from tpinfer.numerics.native_library import build_library
+from tpinfer.numerics.native_library import build_library, open_library
 
 SOURCE = Path(__file__).with_name("paged_decode.c")
 _CODES = {
@@ -207,15 +207,9 @@ def load_native_attention(
     unknown = [str(dtype) for dtype in dtypes if dtype not in _CODES]
     if unknown:
         return None, f"the compiled kernel does not know {', '.join(unknown)}"
-    path, reason = build_library(SOURCE, ("-fopenmp",))
-    if path is None:
+    library, reason = open_library(SOURCE, ("-fopenmp",), _Attention, "attention_struct_bytes")
+    if library is None:
         return None, reason
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        return None, f"{path} cannot be loaded: {error}; delete it"
-    if library.attention_struct_bytes() != ctypes.sizeof(_Attention):
-        return None, f"{path} is of another version; delete it"
     if torch.float16 in dtypes and not library.knows_float16():
         return None, "the C compiler knows no float16"
     return NativeAttention(library, num_threads), reason

@@ -210,22 +210,24 @@ class DecoderOps:
         """The parts of sampling, one op on one rank.
 
         Every row's logits are read once for its largest ones, those of a row that reports
-        log-probabilities a second time. Drawing by mass takes five passes
-        over float32 logits and int64 masses (subtract, scale, exp, round, sum), 28 bytes read and
-        24 written a logit. Penalties, masks and biases are not counted: they touch few logits.
+        log-probabilities a second time. Drawing by mass reads them once more: some 20 operations a
+        logit, their sums written by chunks of 128 (`decoding/vocab_passes.c`; plain torch keeps
+        what is between the operations in memory). Penalties, masks and biases are not counted: they
+        touch few logits.
         """
+        num_chunks = -(-local // 128)
         best = OpFormula(
             flops=formula(rows=local, logprob_rows=local),
             bytes_read=formula(rows=4 * local, logprob_rows=8 * local),
             bytes_written=formula(rows=8, candidates=8, logprob_rows=4 * local),
         )
         mass = OpFormula(
-            flops=formula(full_rows=5 * local, logprob_rows=5 * local),
-            bytes_read=formula(full_rows=28 * local, logprob_rows=28 * local),
-            bytes_written=formula(full_rows=24 * local, logprob_rows=24 * local),
+            flops=formula(full_rows=20 * local, logprob_rows=20 * local),
+            bytes_read=formula(full_rows=4 * local, logprob_rows=4 * local),
+            bytes_written=formula(full_rows=8 * num_chunks, logprob_rows=8 * num_chunks),
         )
         # The sums of 128 masses, and the masses of one chunk once more.
-        chunk = OpFormula(bytes_read=formula(full_rows=-(-local // 128) * 16 + 128 * 12))
+        chunk = OpFormula(bytes_read=formula(full_rows=8 * num_chunks + 128 * 4))
         last = OpFormula(bytes_read=formula(rows=8), bytes_written=formula(rows=8))
         if self.partition.size == 1:
             return [("sample", OpKind.SAMPLE, best + mass + chunk + last)]

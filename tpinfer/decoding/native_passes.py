@@ -13,7 +13,7 @@ import torch
 
 from tpinfer.decoding.masses import CHUNK, Scale
 from tpinfer.decoding.vocab_passes import TorchPasses
-from tpinfer.numerics.native_library import build_library
+from tpinfer.numerics.native_library import build_library, open_library
 
 SOURCE = Path(__file__).with_name("vocab_passes.c")
 _FLAGS = ("-fopenmp", "-ffp-contract=off", "-fno-trapping-math")
@@ -119,18 +119,15 @@ def _columns(scale: Scale) -> dict[str, torch.Tensor]:
 
 def load_native_passes(num_threads: int) -> tuple[NativePasses | None, str]:
     """(the passes, where they came from), or (None, why they cannot be had)."""
-    path, reason = build_library(SOURCE, _FLAGS)
-    if path is None:
+    library, reason = open_library(SOURCE, _FLAGS, _VocabRows, "vocab_rows_struct_bytes")
+    if library is None:
         return None, reason
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        return None, f"{path} cannot be loaded: {error}; delete it"
-    if library.vocab_rows_struct_bytes() != ctypes.sizeof(_VocabRows):
-        return None, f"{path} is of another version; delete it"
     passes = NativePasses(library, num_threads)
     if not _agrees(passes):
-        return None, f"{path} rounds otherwise than torch; compile with -ffp-contract=off"
+        return (
+            None,
+            "what was compiled rounds otherwise than torch; compile with -ffp-contract=off",
+        )
     return passes, reason
 
 

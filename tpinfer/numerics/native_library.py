@@ -4,6 +4,7 @@ It is kept in the user's cache under a name that changes with the source, the fl
 processor it was compiled for. Needs any C compiler.
 """
 
+import ctypes
 import hashlib
 import os
 import platform
@@ -58,6 +59,23 @@ def build_library(source: Path, wanted: tuple[str, ...] = ()) -> tuple[Path | No
     except (OSError, subprocess.SubprocessError) as error:
         return None, f"{compiler} could not be run in {path.parent}: {error}"
     return path, f"compiled now with {compiler}"
+
+
+def open_library(
+    source: Path, wanted: tuple[str, ...], struct: type[ctypes.Structure], size_function: str
+) -> tuple[ctypes.CDLL | None, str]:
+    """(the library of `source`, where it came from), or (None, why it cannot be had). Its
+    `size_function` must give the size of `struct`, which it shares with Python."""
+    path, reason = build_library(source, wanted)
+    if path is None:
+        return None, reason
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        return None, f"{path} cannot be loaded: {error}; delete it"
+    if library[size_function]() != ctypes.sizeof(struct):
+        return None, f"{path} is of another version; delete it"
+    return library, reason
 
 
 def _compile(compiler: str, source: Path, wanted: tuple[str, ...], target: Path) -> str:
