@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import get_args
 
+from tpinfer.cli.topo import add_set_flag
 from tpinfer.config.dtypes import DType
 from tpinfer.config.engine import COMPUTE_DTYPES, CollectiveName, EngineConfig, RecordingRequest
 from tpinfer.config.errors import ConfigError
@@ -60,6 +61,7 @@ def model_flags(group: argparse._ArgumentGroup) -> None:
         metavar="FILE",
         help="YAML of this machine, or the name of a shipped one: ceilings and shares",
     )
+    add_set_flag(group)
     group.add_argument(
         "--explain", action="store_true", help="print each choice and the reason for it"
     )
@@ -269,7 +271,9 @@ def check_output(flag: str, name: str) -> None:
 def check_placement(config: EngineConfig, spec: ModelSpec) -> None:
     """Refuse, before the work, a model that cannot be cut over the ranks or a topology without
     places and paths for them. Raises ConfigError."""
-    topology = load_topology(config.topology) if config.topology else None
+    topology = None
+    if config.topology:
+        topology = load_topology(config.topology, config.topology_settings)
     partition_model(spec, config.tp, topology.shares if topology else None, config.kv_layout)
     if topology is not None:
         for rank in range(config.tp):
@@ -298,6 +302,7 @@ def engine_config(args: argparse.Namespace, tp: int) -> EngineConfig:
         collective=args.collective,
         device=args.device,
         topology=args.topology,
+        topology_settings=tuple(args.set),
         wait_timeout_s=args.wait_timeout,
     )
 

@@ -41,7 +41,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_probe_flags(parser.add_argument_group("probe"))
 
 
-def add_set_flag(parser: argparse.ArgumentParser) -> None:
+def add_set_flag(parser: argparse._ActionsContainer) -> None:
     """`--set`, for every command that takes a topology."""
     parser.add_argument(
         "--set",

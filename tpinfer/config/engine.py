@@ -61,6 +61,8 @@ class EngineConfig:
     """Where ranks compute."""
     topology: str | None = None
     """Topology file, or name of a shipped one; None measures the ceilings at start-up."""
+    topology_settings: tuple[str, ...] = ()
+    """Values of the topology to change, as `hosts.box.links.0.bw=16GB/s`."""
     seed: int = 0
     """Key of random weights."""
     num_layers_override: int | None = None
@@ -128,6 +130,8 @@ class EngineConfig:
             raise ConfigError(f"seed={self.seed!r} must be a whole number")
         if not isinstance(self.topology, str | None):
             raise ConfigError(f"topology={self.topology!r} must be text: a file, or a name")
+        if self.topology_settings and self.topology is None:
+            raise ConfigError("--set changes a topology; name one with --topology")
 
     def check_model(self, spec: ModelSpec) -> None:
         """Raises ConfigError where these settings do not suit the model."""

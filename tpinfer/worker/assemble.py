@@ -88,7 +88,9 @@ def assemble(config: EngineConfig, seat: Seat, progress: Progress) -> Assembly:
     Raises ConfigError, CheckpointError or RankError.
     """
     spec = _model_spec(config)
-    topology = load_topology(config.topology) if config.topology else None
+    topology = None
+    if config.topology:
+        topology = load_topology(config.topology, config.topology_settings)
     partition = partition_model(
         spec,
         _checked_tp(config, seat),
