@@ -54,6 +54,13 @@ TORCH_FREE_FILES = {
     "engine/run_report.py",
     "engine/timeline.py",
     "machine/discover.py",
+    "machine/discover_topology.py",
+    "machine/gpu_survey.py",
+    "machine/hostfile.py",
+    "machine/nics.py",
+    "machine/nvml_driver.py",
+    "machine/peers.py",
+    "machine/topology_text.py",
 }
 """Files of rooms above the torch line that need numpy at most."""
 STRANGERS = [("decoding", "lora"), ("attention", "quantization"), ("collectives", "checkpoint")]

@@ -152,7 +152,8 @@ def _link(entry: Entry, host: Host, catalogue: Catalogue) -> Link:
         raise between.error("needs two groups or more, like [0..3, 4..7]")
     latency, per_peer, share = (fields.get(key) for key in ("latency", "per_peer", "attainable"))
     default, default_origin = _default_rate(kind, host, catalogue)
-    stated = {"bw": fields.get("bw"), "latency": latency, "attainable": share}
+    wire = fields.get("bw") or (fields.get("gen") if "width" in fields else None)
+    stated = {"bw": wire, "latency": latency, "attainable": share}
     defaults = {"bw": default_origin, "latency": traits.origin, "attainable": traits.origin}
     origin = read_origin(fields)
     ids = tuple(device.id for device in host.devices)

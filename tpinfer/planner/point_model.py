@@ -2,7 +2,7 @@
 engine leaves for the cache, by the runtime's own arithmetic."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tpinfer.config.dtypes import DType
 from tpinfer.config.errors import ConfigError
@@ -51,11 +51,14 @@ class PointModels:
         """
         placed = self._place(point, traits)
         model = self.step_model(point, traits)
-        limits = self._limits(placed, traits)
+        limits, lanes = self._limits(placed, traits), point.pp
+        # As many batches as stages are on their way at once, and share the cache.
+        limits = replace(limits, kv_tokens=limits.kv_tokens / lanes)
         if point.concurrency is None:
             load = Load(point.input_len, point.output_len, limits.max_num_seqs)
-            return saturated_tokens_per_s(model, load, limits, point.num_requests)
-        load = Load(point.input_len, point.output_len, point.concurrency)
+            length = point.num_requests and max(1, point.num_requests // lanes)
+            return lanes * saturated_tokens_per_s(model, load, limits, length)
+        load = Load(point.input_len, point.output_len, -(-point.concurrency // lanes))
         return average_step(model, load, limits).tpot.total
 
     def least_tpot_s(self, point: Point, traits: Traits) -> float:

@@ -111,7 +111,7 @@ def _point(row: dict[str, str], where: str) -> Point | str:
     concurrency = re.fullmatch(r"c=(\d+)", load)
     if metric == "output tok/s total" and "saturated" in load:
         factor = 1.0
-    elif metric == "TPOT ms" and concurrency:
+    elif re.fullmatch(r"(TPOT|ITL)( mean| median)? ms", metric) and concurrency:
         factor = 1e-3
     else:
         return f"{metric or 'no metric'}, {'closed loop' if concurrency else 'other load'}"
