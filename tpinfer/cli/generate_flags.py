@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import get_args
 
-from tpinfer.cli.topo import add_set_flag
+from tpinfer.cli.set_flag import add_set_flag
 from tpinfer.config.dtypes import DType
 from tpinfer.config.engine import COMPUTE_DTYPES, CollectiveName, EngineConfig, RecordingRequest
 from tpinfer.config.errors import ConfigError

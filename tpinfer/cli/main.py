@@ -17,7 +17,7 @@ VERBS = {
     "profile": "run and record a benchmark, and say where its wall time went",
     "explain": "run it on 1, 2, 4 ... ranks and say what ate the speed-up",
     "plan": "predict how fast a model would be on a machine, which placement to take, and why",
-    "topo": "find out what machines are made of, look at it, and see what would hurt",
+    "topo": "find out what machines are made of and reach, look at it, and see what would hurt",
     "doctor": "show what this machine has, what would be chosen here, and what is missing",
 }
 ORIENTATION = """tpinfer - tensor-parallel LLM inference that knows where every microsecond goes

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tpinfer.cli.set_flag import add_set_flag
 from tpinfer.cli.topo_probe import add_probe_flags, run_probe
 from tpinfer.config.errors import ConfigError
 from tpinfer.config.topology import Topology
@@ -39,17 +40,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add_set_flag(parser)
     add_probe_flags(parser.add_argument_group("probe"))
-
-
-def add_set_flag(parser: argparse._ActionsContainer) -> None:
-    """`--set`, for every command that takes a topology."""
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="PATH=VALUE",
-        help="change a value of the topology, such as hosts.box.links.0.bw=16GB/s; repeatable",
-    )
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
