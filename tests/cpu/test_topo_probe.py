@@ -75,3 +75,19 @@ def test_mistakes_are_told(flags: list[str], told: str, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert told in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_discovered_host_has_its_rates_from_the_probe_alone(tmp_path: Path) -> None:
+    file = tmp_path / "box.yaml"
+    command = [sys.executable, "-m", "tpinfer", "topo", "discover", "-o", str(file)]
+    subprocess.run(command, check=True, timeout=60, env=user_environment(), capture_output=True)
+    if not load_topology(file).hosts[0].computes_on_cpu:
+        pytest.skip("ranks of this host compute on GPUs")
+    assert load_topology(file).ceilings_of_rank(0, 1) is None
+    done = probe(file, "--seconds", "1", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    found = load_topology(file).ceilings_of_rank(0, 1)
+    assert found is not None
+    assert found.memory[-1].name == "DRAM"
+    assert found.memory[-1].capacity_bytes > 1 << 28
+    assert found.flops_per_s and found.kernel_floor_s > 0

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from tpinfer.config.ceilings import CeilingOverrides, Ceilings, slice_ceilings
+from tpinfer.config.ceilings import CeilingOverrides, Ceilings, Rates, slice_ceilings
 from tpinfer.config.errors import TopologyError
 from tpinfer.config.machine_parts import Device, Fabric, Host, Link, Nic, Place
 from tpinfer.config.measured import CollectiveFit, Measurement
@@ -102,18 +102,21 @@ class Topology:
         """
         home = self.host(host)
         member = home.device(device)
-        if member.rates is None:
+        rates = member.rates
+        if rates is None and self.measured and self.measured.device(home.name, member.id):
+            rates = Rates((), {}, 0.0, "measured alone")
+        if rates is None:
             return None
         place = (home.name, str(device) if home.computes_on_cpu else member.id)
         groups = self.groups(num_ranks)
         group = next((g for g in groups if place in g), (place,))
         num_sharing = self.num_sharing(home, groups)
         overrides = self._overrides(home, member, num_sharing)
-        if not (member.rates.flops_per_s or overrides.flops_per_s):
+        if not (rates.flops_per_s or overrides.flops_per_s):
             return None
         collective, origin = self._collective(group)
         return slice_ceilings(
-            member.rates,
+            rates,
             overrides,
             num_sharing,
             collective,

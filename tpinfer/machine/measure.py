@@ -105,7 +105,8 @@ def measure_rank(
 
 
 def _memory(trials: Trials, machine: Machine) -> tuple[MemoryRead, ...]:
-    """Reads by working set: of a matrix-vector product, as decoding reads weights."""
+    """Reads by working set: of a matrix-vector product, as decoding reads weights, or of a plain
+    sum, which is sometimes the faster reader."""
     found: list[MemoryRead] = []
     for level, capacity, num_bytes in _working_sets(machine, trials.group.size, trials.device):
         columns = 1024
@@ -116,17 +117,18 @@ def _memory(trials: Trials, machine: Machine) -> tuple[MemoryRead, ...]:
         def read(w: torch.Tensor = weight, v: torch.Tensor = vector, o: torch.Tensor = out) -> None:
             torch.mv(w, v, out=o)
 
-        spent = trials.seconds(read)
+        spent = min(trials.seconds(read), trials.seconds(weight.sum))
         found.append(MemoryRead(level, weight.nbytes, weight.nbytes / spent, capacity))
     return tuple(found)
 
 
 def _working_sets(
     machine: Machine, num_ranks: int, device: torch.device
-) -> list[tuple[str, int | None, int]]:
+) -> list[tuple[str, int, int]]:
     """(level, what a rank can count on of it, bytes to read) by rising bytes."""
     if device.type == "cuda":
-        return [("HBM", None, 256 << 20), ("HBM", None, 1 << 30)]
+        total = torch.cuda.get_device_properties(device).total_memory
+        return [("HBM", total, 256 << 20), ("HBM", total, 1 << 30)]
     levels: list[tuple[str, int]] = []
     for cache in machine.caches:
         if cache.level >= 2:
@@ -138,21 +140,21 @@ def _working_sets(
     while size < last:
         sizes.append(size)
         size *= 2
-    found: list[tuple[str, int | None, int]] = []
+    found: list[tuple[str, int, int]] = []
     for size in [*sizes, last]:
         # A level holds what leaves it room for everything else that is in use.
         level = next(((n, c) for n, c in levels if size <= 0.75 * c), None)
         if level is not None:
             found.append((level[0], level[1], size))
         elif size >= 2 * levels[-1][1] or size == last:  # between, both answer
-            found.append(("DRAM", None, size))
+            found.append(("DRAM", machine.memory_bytes // num_ranks, size))
     return found
 
 
 def _gemms(trials: Trials, dtype: DType, bind_linear: BindLinear) -> list[GemmRate]:
     """Weights by few and by many rows. The weights are larger than a processor's caches, so that
     one row shows what reading them costs."""
-    columns, inner = (16384, 8192) if trials.device.type == "cuda" else (8192, 2048)
+    columns, inner = 16384, 8192 if trials.device.type == "cuda" else 4096
     torch_dtype = to_torch(dtype)
     multiply = bind_linear(
         torch.ones(columns, inner, dtype=torch_dtype, device=trials.device), trials.device
