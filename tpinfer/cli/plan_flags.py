@@ -2,6 +2,8 @@
 
 import argparse
 
+from tpinfer.cli.set_flag import add_set_flag
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare all flags."""
@@ -30,10 +32,7 @@ def _machine_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--topology", metavar="FILE", help="YAML of the machine, or the name of a shipped one"
     )
-    group.add_argument(
-        "--set", action="append", default=[], metavar="PATH=VALUE",
-        help="change the machine: hosts.h0.links.0.bw=225GB/s; several times",
-    )  # fmt: skip
+    add_set_flag(group)
     for axis, text in (
         ("tp", "tensor-parallel ranks"), ("pp", "pipeline stages"), ("dp", "replicas"),
     ):  # fmt: skip

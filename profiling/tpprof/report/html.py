@@ -4,7 +4,7 @@ Everything that comes from a trace is escaped by `html_svg`, and the page's own 
 loading anything.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 
 from tpprof.report.collective_sums import sum_collectives
@@ -54,6 +54,25 @@ def render_html(
     return page(f"{_headline(report)} - tpprof", "".join(parts))
 
 
+def page_head(kicker: str, headline: str, tiles: Iterable[tuple[str, str, str]]) -> str:
+    """The head of a page: a line above, the headline, and tiles of (name, value, note)."""
+    figures = "".join(
+        element(
+            "div",
+            element("span", text_of(name))
+            + element("b", text_of(value))
+            + element("small", text_of(note)),
+        )
+        for name, value, note in tiles
+    )
+    return element(
+        "header",
+        element("p", text_of(kicker), class_="kicker")
+        + element("h1", text_of(headline))
+        + element("div", figures, class_="tiles"),
+    )
+
+
 def page(title: str, body: str) -> str:
     """A whole page around markup that is safe already."""
     static = files("tpprof.report")
@@ -101,21 +120,7 @@ def _masthead(report: Report) -> str:
             "not measured" if report.dilation is None else "as long as unrecorded",
         ),
     ]
-    figures = "".join(
-        element(
-            "div",
-            element("span", text_of(name))
-            + element("b", text_of(value))
-            + element("small", text_of(note)),
-        )
-        for name, value, note in tiles
-    )
-    return element(
-        "header",
-        element("p", text_of(f"tpprof · where the time went · {whose}"), class_="kicker")
-        + element("h1", text_of(_headline(report)))
-        + element("div", figures, class_="tiles"),
-    )
+    return page_head(f"tpprof · where the time went · {whose}", _headline(report), tiles)
 
 
 def _first(advice: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ It draws what it is handed and knows nothing of how plans are made.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tpprof.report.html import page
+from tpprof.report.html import page, page_head
 from tpprof.report.html_bars import duration_bars
 from tpprof.report.html_roofline import roofline
 from tpprof.report.html_svg import (
@@ -133,21 +133,8 @@ def _masthead(plan: PlanPage) -> str:
             "no price is known" if best.cost_per_mtok is None else best.intervals.get("USD", ""),
         ),
     ]
-    figures = "".join(
-        element(
-            "div",
-            element("span", text_of(name))
-            + element("b", text_of(value))
-            + element("small", text_of(note)),
-        )
-        for name, value, note in tiles
-    )
-    return element(
-        "header",
-        element("p", text_of(f"tpinfer plan · {plan.title} · mode {plan.mode}"), class_="kicker")
-        + element("h1", text_of(plan.headline))
-        + element("div", figures, class_="tiles"),
-    )
+    kicker = f"tpinfer plan · {plan.title} · mode {plan.mode}"
+    return page_head(kicker, plan.headline, tiles)
 
 
 def _pareto(plans: Sequence[PlanMark]) -> str:
