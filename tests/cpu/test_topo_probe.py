@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cpu.tpinfer_command import user_environment
+from tpinfer.config.dtypes import DType
 from tpinfer.config.measured_yaml import read_measured
 from tpinfer.config.topology_reader import load_topology, shipped_directory
 
@@ -38,6 +39,12 @@ def test_what_two_ranks_and_then_one_reach(tmp_path: Path) -> None:
     assert two.memory[-1].level == "DRAM"
     assert {gemm.rows for gemm in two.gemms} >= {1, 2, 64}
     assert all(gemm.flops_per_s > 0 for gemm in two.gemms)
+    kinds = {op.kind for op in two.ops}
+    assert {"embed", "linear", "norm", "rope", "attention", "activation", "reduce"} <= kinds
+    linear = next(op for op in two.ops if op.kind == "linear")
+    assert set(linear.rates) >= {1, 8, 64, 512} and linear.dtype is DType.BFLOAT16
+    assert all(op.floor_s or op.bytes_per_s or op.flops_per_s or op.rates for op in two.ops)
+    assert "linear" in done.stdout
     [group] = read_measured(beside).groups
     assert {fit.op for fit in group.collectives} == {"all_reduce", "all_gather"}
     assert {"shared_memory", "gloo"} <= {fit.by for fit in group.collectives}

@@ -11,6 +11,7 @@ from tpinfer.config.dtypes import DType
 from tpinfer.config.errors import TopologyError
 from tpinfer.config.measured import (
     COLLECTIVES,
+    OP_KINDS,
     Clocks,
     CollectiveFit,
     Copy,
@@ -19,6 +20,7 @@ from tpinfer.config.measured import (
     GroupMeasurement,
     Measurement,
     MemoryRead,
+    OpTime,
 )
 from tpinfer.config.measured_yaml import (
     format_measured,
@@ -28,6 +30,7 @@ from tpinfer.config.measured_yaml import (
     write_measured,
 )
 from tpinfer.config.strict_yaml import parse_yaml
+from tpinfer.costs.ops import OpKind
 
 GOLDEN = "pcie-2numa.measured.yaml"
 
@@ -65,6 +68,13 @@ def example() -> Measurement:
                 1.6e-6,
                 (Copy("host_to_device", 25.1e9, 8e-6), Copy("device_to_host", 24.3e9)),
                 Clocks(2520, 9001, ("sw_power_cap",)),
+                (
+                    OpTime(
+                        "linear", DType.BFLOAT16, 3.4e-6, rates={1: 0.7e12, 64: 43e12}, error=0.03
+                    ),
+                    OpTime("attention", DType.BFLOAT16, 6e-6, 0.2e-6, 510e9, 81e12, error=0.12),
+                    OpTime("norm", DType.BFLOAT16, 2.5e-6, bytes_per_s=480e9),
+                ),
             ),
         ),
         groups=(GroupMeasurement((("box", "0"), ("box", "1")), (reduce, graph)),),
@@ -94,10 +104,15 @@ copies = st.lists(st.sampled_from(paths), unique=True).flatmap(
 )
 mhz = st.none() | st.integers(0, 10_000)
 clocks = st.builds(Clocks, mhz, mhz, st.lists(texts, max_size=3).map(tuple))
+ops = st.builds(
+    OpTime, st.sampled_from(OP_KINDS), st.sampled_from(DType), times, times, st.none() | rates,
+    st.none() | rates, st.dictionaries(counts, rates, max_size=3), st.floats(0, 10),
+)  # fmt: skip
 ids = st.lists(names, min_size=1, max_size=4, unique=True).map(tuple)
 devices = st.builds(
     DeviceMeasurement, names, ids, counts, st.lists(memory, max_size=3).map(tuple),
     st.lists(gemms, max_size=3).map(tuple), floors, floors, copies, st.none() | clocks,
+    st.lists(ops, max_size=3).map(tuple),
 )  # fmt: skip
 fits = st.builds(
     CollectiveFit, st.sampled_from(COLLECTIVES), texts, st.booleans(), times, times, rates, times,
@@ -157,6 +172,9 @@ def test_as_ceilings_of_other_numbers_of_ranks():
         ("a: 4.1us", "a: -1us", "must be 0 or more"),
         ("graph: false", "graph: 0", "use one of true, false"),
         ("error: 0.081", "error: none", "must be a number 0 or more"),
+        ("kind: norm", "kind: nrom", "use one of embed, reduce, norm, linear"),
+        ("{1: 700GFLOPS, ", "{0: 700GFLOPS, ", "must be a whole number of 1 or more"),
+        ("row: 200ns", "row: 200", "'200' has no unit"),
         ("B1: 9GB/s, ", "", "lacks the key 'B1'; add it"),
     ],
 )
@@ -167,3 +185,7 @@ def test_mistakes_name_file_and_line(before: str, after: str, words: str):
     with pytest.raises(TopologyError, match=rf"x.yaml, line {number + 1}: ") as caught:
         parse_measured(parse_yaml("\n".join(lines), "x.yaml"))
     assert words in str(caught.value)
+
+
+def test_its_kinds_of_op_are_those_of_the_ledger():
+    assert list(OP_KINDS) == [kind.value for kind in OpKind]

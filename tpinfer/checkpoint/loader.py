@@ -104,8 +104,9 @@ def random_parameters(
     """Made-up weights: norms 1, biases 0, the rest uniform with standard deviation 0.02.
 
     A value depends on seed, parameter, segment and its place in the whole tensor, so every rank
-    count holds the same model. Blocks of rows are drawn whole and sliced: a row-parallel weight
-    costs each rank all its columns.
+    count holds the same model; drawn where the tensor lies, it differs between CPUs and GPUs.
+    Blocks of rows are drawn whole and sliced: a row-parallel weight costs each rank all its
+    columns.
     """
     made: dict[str, torch.Tensor] = {}
     for parameter in parameters:
@@ -131,9 +132,10 @@ def _draw_piece(parameter: ParameterSpec, piece: Piece, seed: int, tensor: torch
         first = block * _BLOCK_ROWS
         start, stop = max(first, rows[0]), min(first + _BLOCK_ROWS, rows[1])
         key = f"{seed}/{parameter.name}/{piece.segment}/{block}".encode()
-        generator = torch.Generator().manual_seed(
+        generator = torch.Generator(tensor.device).manual_seed(
             int.from_bytes(blake2b(key, digest_size=8).digest(), "little") >> 1
         )
-        drawn = torch.empty(_BLOCK_ROWS, width).uniform_(-bound, bound, generator=generator)
+        drawn = torch.empty(_BLOCK_ROWS, width, device=tensor.device)
+        drawn.uniform_(-bound, bound, generator=generator)
         part = drawn[start - first : stop - first, columns[0] : columns[1]]
         target[start - rows[0] : stop - rows[0]].copy_(part)

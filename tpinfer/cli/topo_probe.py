@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tpinfer.cli.generate_flags import check_output
 from tpinfer.cli.rank_start import run_on_ranks
 from tpinfer.config.errors import ConfigError
-from tpinfer.config.measured import DeviceMeasurement, GroupMeasurement
+from tpinfer.config.measured import DeviceMeasurement, GroupMeasurement, OpTime
 from tpinfer.config.measured_yaml import measured_path, read_measured, write_measured
 from tpinfer.config.topology_reader import load_topology
 from tpinfer.config.units import format_rate, format_size
@@ -106,6 +106,19 @@ def _print_device(found: DeviceMeasurement, num_ranks: int) -> None:
     print(f"\nsmall op {(found.eager_floor_s or 0) * 1e6:.1f} us")
     for copy in found.copies:
         print(f"copy {copy.path} {format_rate(copy.bytes_per_s)}")
+    if found.ops:
+        print("\nops in steps: us each, us a row drawn, GB/s, GFLOP/s (of linears by rows)")
+    for op in found.ops:
+        print(f"  {op.kind:<11}{_op_text(op)}   fit off by {op.error:.0%}")
+
+
+def _op_text(op: OpTime) -> str:
+    parts = [f"{op.floor_s * 1e6:7.1f}", f"{op.row_s * 1e6:6.2f}"]
+    parts += [
+        f"{rate / 1e9:7.1f}" if rate else f"{'-':>7}" for rate in (op.bytes_per_s, op.flops_per_s)
+    ]
+    parts += [f"{rows}:{rate / 1e9:.0f}" for rows, rate in op.rates.items()]
+    return " ".join(parts)
 
 
 def _print_group(found: GroupMeasurement) -> None:

@@ -13,6 +13,11 @@ from tpinfer.config.errors import TopologyError
 from tpinfer.config.origin import Origin
 
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send")
+OP_KINDS = (
+    "embed", "reduce", "norm", "linear", "rope", "attention", "activation", "gather", "exchange",
+    "sample",
+)  # fmt: skip
+"""As `costs.ops.OpKind`, which lies above this package."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,31 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True)
+class OpTime:
+    """Time of one kind of op of the runtime, as it runs in a step between the others:
+
+        floor + row * rows + bytes / bytes_per_s + operations / flops_per_s
+
+    with what the ledger counts of it. A linear's rate depends on its rows: `rates`.
+    """
+
+    kind: str
+    """As `costs.ops.OpKind` names it."""
+    dtype: DType
+    """What was computed in."""
+    floor_s: float = 0.0
+    row_s: float = 0.0
+    """For each token that the step draws."""
+    bytes_per_s: float | None = None
+    """Of bytes read and written, of bytes sent for a collective; None where bytes cost nothing."""
+    flops_per_s: float | None = None
+    rates: Mapping[int, float] = field(default_factory=dict)
+    """Rows -> operations per second."""
+    error: float = 0.0
+    """Mean absolute relative error of the fit."""
+
+
+@dataclass(frozen=True, slots=True)
 class Clocks:
     """What the driver said while the probe ran."""
 
@@ -79,6 +109,8 @@ class DeviceMeasurement:
     """Least time of a kernel inside a replayed graph."""
     copies: tuple[Copy, ...] = ()
     clocks: Clocks | None = None
+    ops: tuple[OpTime, ...] = ()
+    """In steps of the runtime, where `gemms` are products alone."""
 
     def flops_per_s(self) -> dict[DType, float]:
         """The best rate of each dtype."""

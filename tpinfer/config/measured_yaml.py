@@ -16,6 +16,11 @@ What is written reads back as the same numbers, to the last bit.
           - {level: HBM, working_set: 1GB, rate: 700GB/s, capacity: 46GB}
         gemm:
           - {dtype: bfloat16, rows: 16, columns: 4096, inner: 4096, rate: 12TFLOPS}
+        ops:                                # in steps of the runtime
+          - {kind: linear, dtype: bfloat16, floor: 5us, rates: {1: 2TFLOPS, 16: 30TFLOPS},
+             error: 0.02}
+          - {kind: attention, dtype: bfloat16, floor: 5us, row: 100ns, bytes: 2TB/s,
+             flops: 200TFLOPS, error: 0.1}
         floors: {eager: 4us, graph: 1.5us}
         copies:
           host_to_device: {rate: 25GB/s, latency: 8us}
@@ -33,6 +38,7 @@ from pathlib import Path
 from tpinfer.config.catalogue import read_dtype
 from tpinfer.config.measured import (
     COLLECTIVES,
+    OP_KINDS,
     Clocks,
     CollectiveFit,
     Copy,
@@ -41,6 +47,7 @@ from tpinfer.config.measured import (
     GroupMeasurement,
     Measurement,
     MemoryRead,
+    OpTime,
 )
 from tpinfer.config.strict_yaml import Entry, parse_yaml, quoted, read_text
 from tpinfer.config.units import exact_flops, exact_rate, exact_size, exact_time
@@ -105,10 +112,9 @@ def format_measured(measurement: Measurement) -> str:
 
 
 def _device(entry: Entry) -> DeviceMeasurement:
-    fields = entry.fields("host", "ids", "sharing", "memory", "gemm", "floors", "copies", "clocks")
-    sharing, memory, gemms, floors, copies, clocks = (
-        fields.get(key) for key in ("sharing", "memory", "gemm", "floors", "copies", "clocks")
-    )
+    optional = ("sharing", "memory", "gemm", "ops", "floors", "copies", "clocks")
+    fields = entry.fields("host", "ids", *optional)
+    sharing, memory, gemms, ops, floors, copies, clocks = (fields.get(key) for key in optional)
     floor = floors.fields("eager", "graph") if floors else None
     eager, graph = (floor.get("eager"), floor.get("graph")) if floor else (None, None)
     return DeviceMeasurement(
@@ -117,6 +123,7 @@ def _device(entry: Entry) -> DeviceMeasurement:
         num_sharing=sharing.count() if sharing else 1,
         memory=tuple(_memory(item) for item in memory.sequence()) if memory else (),
         gemms=tuple(_gemm(item) for item in gemms.sequence()) if gemms else (),
+        ops=tuple(_op(item) for item in ops.sequence()) if ops else (),
         eager_floor_s=eager.time() if eager else None,
         graph_floor_s=graph.time() if graph else None,
         copies=tuple(_copy(k, v) for k, v in copies.pairs()) if copies else (),
@@ -140,6 +147,22 @@ def _gemm(entry: Entry) -> GemmRate:
     rows, columns, inner = (fields.need(key).count() for key in ("rows", "columns", "inner"))
     dtype = read_dtype(fields.need("dtype"))
     return GemmRate(dtype, rows, columns, inner, fields.need("rate").flops())
+
+
+def _op(entry: Entry) -> OpTime:
+    optional = ("floor", "row", "bytes", "flops", "rates", "error")
+    fields = entry.fields("kind", "dtype", *optional)
+    floor, row, num_bytes, flops, rates, error = (fields.get(key) for key in optional)
+    return OpTime(
+        fields.need("kind").choice(*OP_KINDS),
+        read_dtype(fields.need("dtype")),
+        floor_s=floor.time(zero=True) if floor else 0.0,
+        row_s=row.time(zero=True) if row else 0.0,
+        bytes_per_s=num_bytes.rate() if num_bytes else None,
+        flops_per_s=flops.flops() if flops else None,
+        rates={k.count(): v.flops() for k, v in rates.pairs()} if rates else {},
+        error=error.ratio(zero=True) if error else 0.0,
+    )
 
 
 def _copy(key: Entry, entry: Entry) -> Copy:
@@ -217,6 +240,10 @@ def _device_lines(found: DeviceMeasurement) -> Iterable[str]:
         shape = {"rows": gemm.rows, "columns": gemm.columns, "inner": gemm.inner}
         row = {"dtype": gemm.dtype.value, **shape, "rate": exact_flops(gemm.flops_per_s)}
         yield f"      - {_flow(row)}"
+    if found.ops:
+        yield "    ops:"
+    for op in found.ops:
+        yield f"      - {_flow(_op_row(op))}"
     named = (("eager", found.eager_floor_s), ("graph", found.graph_floor_s))
     floors = {name: exact_time(value) for name, value in named if value is not None}
     if floors:
@@ -230,6 +257,18 @@ def _device_lines(found: DeviceMeasurement) -> Iterable[str]:
         yield f"      {copy.path}: {_flow(row)}"
     if found.clocks:
         yield f"    clocks: {_flow(_clock_row(found.clocks))}"
+
+
+def _op_row(op: OpTime) -> dict[str, object]:
+    row: dict[str, object] = {"kind": op.kind, "dtype": op.dtype.value}
+    row |= {k: exact_time(v) for k, v in (("floor", op.floor_s), ("row", op.row_s)) if v}
+    if op.bytes_per_s is not None:
+        row["bytes"] = exact_rate(op.bytes_per_s)
+    if op.flops_per_s is not None:
+        row["flops"] = exact_flops(op.flops_per_s)
+    if op.rates:
+        row["rates"] = _flow({str(rows): exact_flops(r) for rows, r in op.rates.items()})
+    return {**row, "error": repr(float(op.error))}
 
 
 def _clock_row(clocks: Clocks) -> dict[str, object]:

@@ -14,11 +14,14 @@ from tpinfer.config.dtypes import DType
 from tpinfer.config.errors import ConfigError
 from tpinfer.config.measured import DeviceMeasurement, GroupMeasurement, Measurement
 from tpinfer.config.topology import Topology
+from tpinfer.engine.op_probe import measure_ops
 from tpinfer.launching.seat import Seat
 from tpinfer.layers.matmul import MatMul, can_pack, packed_matmul, plain_matmul
 from tpinfer.machine.discover import discover_machine
 from tpinfer.machine.measure import RankFigures, measure_collectives, measure_rank
 
+_STEPS_SHARE, _COLLECTIVES_SHARE = 0.5, 0.25
+"""Of the time: for steps of a model, and for collectives where there are several ranks."""
 _CPU_COLLECTIVES = ("shared_memory", "deepspeed", "gloo")
 _MEET_S = 60.0
 _MachineFacts = tuple[frozenset[str], int, int]
@@ -42,19 +45,24 @@ def probe_machine(
     groups = _open_groups(seat, device, facts)
     try:
         alone = seat.world == 1
-        budget_s = seconds if alone else 0.6 * seconds
+        sums_s = 0.0 if alone else _COLLECTIVES_SHARE * seconds
+        steps_s = _STEPS_SHARE * seconds
+        budget_s = seconds - steps_s - sums_s
         whole = next(iter(groups.values()))
         figures = measure_rank(whole, device, machine, _dtypes(device), _bind_linear, budget_s, say)
-        fits = () if alone else measure_collectives(groups, device, seconds - budget_s, say)
+        fits = () if alone else measure_collectives(groups, device, sums_s, say)
+        whole.barrier()  # as in `_open_groups`
     finally:
         for group in groups.values():
             group.close()
+    again = replace(seat, generation=seat.generation + len(_CPU_COLLECTIVES) + 1)
+    ops = measure_ops(again, steps_s, say)
     return Measurement(
         topology=topology.name,
         date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         driver=None,
         versions={"tpinfer": _tpinfer_version(), "torch": str(torch.__version__)},
-        devices=(_device(topology, places, seat, figures),),
+        devices=(replace(_device(topology, places, seat, figures), ops=ops),),
         groups=() if alone else (GroupMeasurement(places, fits),),
     )
 

@@ -1,0 +1,189 @@
+"""What the runtime's own ops take, one between the others as in a run: part of `topo probe`.
+
+A few layers of a well-known shape get random weights and run steps of few and many rows, long and
+short prompts, through the worker that serves requests. An op alone in a loop is quicker than in a
+step: there its weights and its code come from memory again, its threads have gone to sleep and the
+other ranks come when they come.
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+
+from tpinfer.config.engine import EngineConfig
+from tpinfer.config.errors import RankError
+from tpinfer.config.measured import OpTime
+from tpinfer.config.model_name import model_directory
+from tpinfer.costs.ledger import CostLedger
+from tpinfer.costs.step_record import StepRecord
+from tpinfer.launching.seat import Seat
+from tpinfer.machine.op_fit import OpPoint, fit_op_times
+from tpinfer.steps.plan import SamplingRecord, SequenceRecord, StepPlan
+from tpinfer.worker.assemble import Assembly, assemble
+
+_SHAPE, _NUM_LAYERS, _BLOCK = "shape:qwen3-1.7b", 4, 16
+_MOST_ROWS, _MOST_TOKENS, _LONGEST = 64, 512, 640
+_LEAST_STEPS, _SKIPPED = 4, 2
+_GREEDY = SamplingRecord(temperature=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """A kind of step: sequences alike, each feeding its last `num_new` of `context` tokens."""
+
+    num_sequences: int
+    num_new: int
+    context: int
+
+
+_LOADS = (
+    *(_Load(rows, 1, context) for context in (64, 512) for rows in (1, 4, 16)),
+    *(_Load(rows, 1, 96) for rows in (2, 8, 32, 64)),
+    *(_Load(1, tokens, tokens) for tokens in (16, 64, 128, 256, 512)),
+    *(_Load(count, 512 // count, 512 // count) for count in (4, 16)),
+)
+
+
+def measure_ops(seat: Seat, budget_s: float, say: Callable[[str], None]) -> tuple[OpTime, ...]:
+    """Run the loads and fit every kind of op; the same on every rank. A collective call of all
+    ranks of `seat`; `budget_s` is for the steps, beside making weights.
+
+    What a collective waits for late ranks is left out."""
+    config = EngineConfig(
+        model_dir=model_directory(_SHAPE),
+        tp=seat.world,
+        load_format="random",
+        num_layers_override=_NUM_LAYERS,
+        max_num_seqs=_MOST_ROWS,
+        max_num_batched_tokens=_MOST_TOKENS,
+        max_model_len=_LONGEST,
+        device="cpu" if seat.device == "cpu" else "cuda",
+        block_size=_BLOCK,
+    )
+    assembly = assemble(config, seat, lambda text: say(f"layers of a model: {text}"))
+    try:
+        say("running layers of a model")
+        steps = _Steps(assembly)
+        found = [steps.run(load, budget_s / len(_LOADS)) for load in _LOADS]
+        return _figures(assembly, found)
+    finally:
+        assembly.close()
+
+
+class _Steps:
+    """Runs steps of made-up sequences, whose keys are there already."""
+
+    def __init__(self, assembly: Assembly) -> None:
+        self._assembly = assembly
+        self._worker = assembly.worker
+        self._step_id = 0
+        for tensor in assembly.cache.kv.tensors():  # or reads would find one page of zeros
+            tensor.fill_(1)
+
+    def run(self, load: _Load, budget_s: float) -> list[StepRecord]:
+        """Records of the steps that count. Every rank runs as many: the first one says how long the
+        first steps took it."""
+        worker, records = self._worker, []
+        self._admit(load)
+        count, began = _SKIPPED + _LEAST_STEPS, perf_counter()
+        while len(records) < count:
+            records += self._step(load)
+            if len(records) == _SKIPPED + 1:
+                count = self._agreed(load, budget_s / max(perf_counter() - began, 1e-6))
+        worker.rows.release(tuple(range(load.num_sequences)))
+        return records[_SKIPPED:]
+
+    def _agreed(self, load: _Load, factor: float) -> int:
+        """Steps that fit the budget, `factor` times those done so far; the fewest of any rank."""
+        most = _LONGEST - load.context - 1 if load.num_new == 1 else 1000
+        wanted = min(most, max(_SKIPPED + _LEAST_STEPS, int((_SKIPPED + 1) * factor)))
+        return int(min(_everyone(self._assembly, [float(wanted)])[:, 0]))
+
+    def _admit(self, load: _Load) -> None:
+        self._fresh = True
+        start = load.context - load.num_new
+        for row in range(load.num_sequences):
+            tokens = tuple((7 * row + place) % 1000 for place in range(load.context))
+            self._worker.admit(SequenceRecord(row, tokens, load.context, start, _GREEDY))
+
+    def _step(self, load: _Load) -> list[StepRecord]:
+        """One step more: the next token of each sequence, or the same prompts once again."""
+        rows = tuple(range(load.num_sequences))
+        if load.num_new > 1 and not self._fresh:
+            self._worker.rows.release(rows)
+            self._admit(load)
+        blocks = -(-_LONGEST // _BLOCK) if load.num_new == 1 else -(-load.context // _BLOCK)
+        step = _blocks_of(rows, blocks, self._assembly.limits.num_groups) if self._fresh else ()
+        plan = StepPlan(
+            self._step_id, rows, (load.num_new,) * len(rows), (1,) * len(rows), new_blocks=step
+        )
+        self._fresh = False
+        self._step_id += 1
+        result = self._worker.execute(plan)
+        if result.failure is not None:
+            raise RankError(f"layers of a model could not run: {result.failure}")
+        return self._worker.take_measurements().records
+
+
+def _blocks_of(
+    rows: Sequence[int], num_blocks: int, num_groups: int
+) -> tuple[tuple[int, ...], ...]:
+    """Blocks of each row; logical block j is of class j mod `num_groups`, since rows begin at
+    multiples of it."""
+    each = -(-num_blocks // num_groups) * num_groups
+    return tuple((row, *range(row * each, row * each + num_blocks)) for row in rows)
+
+
+def _everyone(assembly: Assembly, values: Sequence[float]) -> torch.Tensor:
+    """float64 [ranks, values] on the host."""
+    mine = torch.tensor(values, dtype=torch.float64, device=assembly.device)
+    found = mine.new_empty(assembly.group.size, len(values))
+    if assembly.group.size == 1:
+        found[0] = mine
+    else:
+        assembly.group.all_gather(found, mine)
+    return found.cpu()
+
+
+def _figures(assembly: Assembly, found: Sequence[Sequence[StepRecord]]) -> tuple[OpTime, ...]:
+    ledger = assembly.ledger(assembly.seat.rank)
+    points: list[OpPoint] = []
+    for records in found:
+        aggregates = records[0].aggregates
+        typical = _typical_seconds(ledger, records)
+        by_rank = _everyone(assembly, list(typical.values()))
+        for op, times in zip(typical, by_rank.T, strict=True):
+            kind, cost = ledger.kind(op), ledger.cost(op, aggregates)
+            if kind.is_collective:  # without waiting it takes all about the same
+                num_bytes, seconds = cost.bytes_sent, float(times.mean())
+            else:
+                num_bytes, seconds = cost.bytes_moved, float(times.max())
+            rows = aggregates.rows
+            tokens = rows if op == "head" else aggregates.tokens
+            points.append(OpPoint(kind.value, tokens, rows, num_bytes, cost.flops, seconds))
+    return fit_op_times(points, ledger.compute_dtype)
+
+
+def _typical_seconds(ledger: CostLedger, records: Sequence[StepRecord]) -> dict[str, float]:
+    """An op of each kind and place in a layer -> median time over layers and steps, without what a
+    collective waited for others."""
+    times: dict[str, list[int]] = {}
+    alike: dict[str, str] = {}
+    for record in records:
+        waits = record.waits_ns or {}
+        start = record.ops_start_ns
+        starts = record.op_starts_ns or [start, *record.op_ends_ns[:-1]]
+        for place, (op, begin, end) in enumerate(
+            zip(ledger.op_ids(), starts, record.op_ends_ns, strict=True)
+        ):
+            first = alike.setdefault(_ending(op), op)
+            times.setdefault(first, []).append(end - begin - waits.get(place, 0))
+    return {op: statistics.median(found) * 1e-9 for op, found in times.items()}
+
+
+def _ending(op: str) -> str:
+    """`attn.qkv` of `layers.3.attn.qkv`; others as they are."""
+    return op.split(".", 2)[2] if op.startswith("layers.") else op
