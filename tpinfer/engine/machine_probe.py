@@ -18,7 +18,9 @@ from tpinfer.engine.op_probe import measure_ops
 from tpinfer.launching.seat import Seat
 from tpinfer.layers.matmul import MatMul, can_pack, packed_matmul, plain_matmul
 from tpinfer.machine.discover import discover_machine
+from tpinfer.machine.gpu_survey import survey_gpus
 from tpinfer.machine.measure import RankFigures, measure_collectives, measure_rank
+from tpinfer.machine.nvml_driver import open_driver
 
 _STEPS_SHARE, _COLLECTIVES_SHARE = 0.5, 0.25
 """Of the time: for steps of a model, and for collectives where there are several ranks."""
@@ -60,8 +62,8 @@ def probe_machine(
     return Measurement(
         topology=topology.name,
         date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        driver=None,
-        versions={"tpinfer": _tpinfer_version(), "torch": str(torch.__version__)},
+        driver=_driver_version() if device.type == "cuda" else None,
+        versions=_versions(device),
         devices=(replace(_device(topology, places, seat, figures), ops=ops),),
         groups=() if alone else (GroupMeasurement(places, fits),),
     )
@@ -118,8 +120,26 @@ def _bind_linear(weight: torch.Tensor, device: torch.device) -> MatMul:
     return bind(weight, None)
 
 
-def _tpinfer_version() -> str:
+def _versions(device: torch.device) -> dict[str, str]:
     try:
-        return version("tpinfer")
+        own = version("tpinfer")
     except PackageNotFoundError:
-        return "(not installed)"
+        own = "(not installed)"
+    found = {"tpinfer": own, "torch": str(torch.__version__)}
+    if device.type == "cuda":
+        from torch.cuda import nccl
+
+        found["cuda"] = str(torch.version.cuda)
+        found["nccl"] = ".".join(map(str, nccl.version()))
+    return found
+
+
+def _driver_version() -> str | None:
+    """What NVML says; None where it says nothing."""
+    driver, _ = open_driver()
+    if driver is None:
+        return None
+    try:
+        return survey_gpus(driver).driver_version
+    finally:
+        driver.close()
