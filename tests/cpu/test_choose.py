@@ -6,6 +6,8 @@ import pytest
 
 from tpinfer.collectives.choose import CollectiveFacts, choose_collective
 from tpinfer.config.errors import ConfigError
+from tpinfer.config.measured import CollectiveFit
+from tpinfer.costs.collective_sizes import CollectiveCurves
 
 FACTS = CollectiveFacts(
     device_type="cpu",
@@ -67,11 +69,36 @@ def test_what_cannot_work_is_refused(wanted: str, facts: CollectiveFacts, told: 
         choose_collective(wanted, facts)
 
 
-def test_what_was_measured_to_be_quickest_is_taken_where_it_can_be() -> None:
-    facts = replace(FACTS, world=2, local_world=2)
-    found = choose_collective("auto", facts, ("gloo", "3.0 us against 9.0"))
-    assert (found.name, found.reason) == ("gloo", "3.0 us against 9.0")
-    assert choose_collective("shared_memory", facts, ("gloo", "3.0 us")).name == "shared_memory"
-    cannot = choose_collective("auto", facts, ("nccl", "1.0 us"))
-    assert cannot.name == "shared_memory"
-    assert "the quickest measured cannot be used: --collective nccl needs GPU" in cannot.reason
+RING = CollectiveFit(
+    "all_reduce", "shared_memory", False, 4e-6, 0.0, 2e9, 4e-6, 0.0, 2e9, 512, 1 << 23, 0.05
+)
+GLOO = replace(RING, by="gloo", a_s=9e-5, c_s=9e-5, b1_bytes_per_s=8e9, b2_bytes_per_s=8e9)
+NCCL = replace(RING, by="nccl", a_s=1e-6, c_s=1e-6)
+
+
+def curves(*fits: CollectiveFit, step_bytes: int = 4 << 20) -> CollectiveCurves:
+    return CollectiveCurves(2, 4096, step_bytes, fits, "measured 2026-11-25")
+
+
+def test_the_size_decides_where_two_backends_are_worth_it() -> None:
+    found = choose_collective("auto", FACTS, curves(GLOO, RING))
+    assert (found.name, found.variant) == ("shared_memory", "native")
+    assert found.large is not None and found.large.name == "gloo"
+    assert 4096 < found.from_bytes < 4 << 20
+    assert found.words.startswith("shared_memory native, from ") and "on gloo" in found.words
+    assert "4.1 kB 6.0 against 90.5 us by gloo" in found.reason
+
+
+def test_a_wish_beats_the_measurement() -> None:
+    for wanted in ("gloo", "shared_memory"):
+        found = choose_collective(wanted, FACTS, curves(GLOO, RING))
+        assert (found.name, found.large) == (wanted, None)
+        assert found.reason.startswith("asked for")
+
+
+def test_what_was_measured_but_cannot_be_used_is_left_out_and_named() -> None:
+    found = choose_collective("auto", FACTS, curves(NCCL, RING))
+    assert (found.name, found.large) == ("shared_memory", None)
+    assert "nccl cannot be used: --collective nccl needs GPU ranks" in found.reason
+    none = choose_collective("auto", FACTS, curves(NCCL))
+    assert none.name == "shared_memory" and "nccl cannot be used" in none.reason

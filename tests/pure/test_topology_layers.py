@@ -11,6 +11,7 @@ from tests.pure.test_measured import example
 from tests.pure.test_topology import GPUS, HOST, ceilings, shipped
 from tpinfer.config.dtypes import DType
 from tpinfer.config.errors import TopologyError
+from tpinfer.config.measured import CollectiveFit
 from tpinfer.config.measured_yaml import write_measured
 from tpinfer.config.origin import Origin
 from tpinfer.config.topology import Topology
@@ -129,12 +130,36 @@ def test_the_command_line_goes_before_what_was_measured():
     assert found.memory[-1].bytes_per_s == 712e9
 
 
-def test_setting_a_link_sets_measured_collectives_aside():
+def test_setting_a_link_scales_measured_collectives():
     whole, half = (pcie(f"hosts.box.links.0.bw={bw}GB/s", measured=True) for bw in (32, 16))
     fast, slow = (ceilings(found, num_ranks=2) for found in (whole, half))
     assert fast.collective_bytes_per_s == 2 * slow.collective_bytes_per_s
     assert slow.origins["all_reduce.rate"] == Origin.ASSUMED
-    assert whole.collective_fit(PAIR) is None and pcie(measured=True).collective_fit(PAIR)
+    assert whole.collective_fit(PAIR) == replace(measured_fit(), points={})
+    fit, known = slow_fit(half), measured_fit()
+    assert (fit.b1_bytes_per_s, fit.b2_bytes_per_s) == (
+        known.b1_bytes_per_s / 2,
+        known.b2_bytes_per_s / 2,
+    )
+    assert (fit.a_s, fit.c_s) == (known.a_s, known.c_s)
+
+
+def measured_fit() -> CollectiveFit:
+    return slow_fit(pcie(measured=True))
+
+
+def slow_fit(topology: Topology) -> CollectiveFit:
+    found = topology.collective_fit(PAIR)
+    assert found is not None
+    return found
+
+
+def test_a_link_of_another_kind_sets_measured_collectives_aside():
+    other = "hosts.box.links.0={kind: PIX, ids: 0..1, bw: 32GB/s}"
+    assert pcie(other, measured=True).collective_fit(PAIR) is None
+    later = slow_fit(pcie("hosts.box.links.0.latency=8us", measured=True))
+    assert later.a_s == pytest.approx(2 * measured_fit().a_s)
+    assert later.b2_bytes_per_s == measured_fit().b2_bytes_per_s
 
 
 def test_setting_cards_sets_their_measurement_aside():

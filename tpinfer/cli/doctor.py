@@ -137,8 +137,7 @@ def _choices(machine: Machine, tp: int) -> list[str]:
         picked = choose_collective("auto", found)
     except TpinferError as error:
         return [str(error)]
-    named = f"{picked.name} {picked.variant}".strip()
-    return chosen.with_choice(Choice("collective", named, picked.reason)).explain()
+    return chosen.with_choice(Choice("collective", picked.words, picked.reason)).explain()
 
 
 def _missing(machine: Machine, packages: dict[str, str | None]) -> list[str]:

@@ -1,8 +1,10 @@
 """Which backend carries the collectives, and why. Pure: the same facts give the same choice."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tpinfer.config.errors import ConfigError
+from tpinfer.config.units import format_size
+from tpinfer.costs.collective_sizes import CollectiveCurves, collective_by_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +36,51 @@ class CollectiveChoice:
     variant: str
     """For `shared_memory`: `deepspeed`, `native` or `python`."""
     reason: str
+    large: "CollectiveChoice | None" = None
+    """What sums messages of `from_bytes` and more, where that is worth a second backend."""
+    from_bytes: int = 0
+
+    @property
+    def words(self) -> str:
+        """What was chosen, for people."""
+        named = f"{self.name} {self.variant}".strip()
+        if self.large is None:
+            return named
+        return f"{named}, from {format_size(self.from_bytes)} on {self.large.words}"
 
 
 def choose_collective(
-    wanted: str, facts: CollectiveFacts, quickest: tuple[str, str] | None = None
+    wanted: str, facts: CollectiveFacts, curves: CollectiveCurves | None = None
 ) -> CollectiveChoice:
-    """`wanted` is the user's word or `auto`; `quickest` the backend that was measured to be so, and
-    the figures. Raises ConfigError for what cannot work here."""
+    """`wanted` is the user's word or `auto`; `curves` what is known of backends' times over sizes.
+    Raises ConfigError for what cannot work here."""
     if facts.world == 1:
         return CollectiveChoice("none", "", "one rank has nobody to talk to")
     _refuse(wanted, facts)
     if wanted != "auto":
-        why = "asked for"
-    elif quickest is None:
-        wanted, why = _automatic(facts)
-    else:
-        wanted, why = _measured(*quickest, facts)
+        return _backend(wanted, "asked for", facts)
+    if curves is None:
+        return _backend(*_automatic(facts), facts)
+    return _by_size(curves, facts)
+
+
+def _by_size(curves: CollectiveCurves, facts: CollectiveFacts) -> CollectiveChoice:
+    """By the times of those backends that can be used now."""
+    refused = {name: why for name in curves.names() if (why := _refusal(name, facts))}
+    usable = [name for name in curves.names() if name not in refused]
+    found = collective_by_size(curves, usable)
+    left_out = "".join(f"; {name} cannot be used: {why}" for name, why in refused.items())
+    if found is None:
+        name, why = _automatic(facts)
+        return _backend(name, why + left_out, facts)
+    small = _backend(found.small, found.reason + left_out, facts)
+    if found.large is None:
+        return small
+    large = _backend(found.large, found.reason, facts)
+    return replace(small, large=large, from_bytes=found.from_bytes)
+
+
+def _backend(wanted: str, why: str, facts: CollectiveFacts) -> CollectiveChoice:
     if wanted == "deepspeed":
         return CollectiveChoice("shared_memory", "deepspeed", why)
     if wanted != "shared_memory":
@@ -67,14 +98,13 @@ def choose_collective(
     return CollectiveChoice(wanted, "python", f"{why}; Python ring, since {facts.ring_reason}")
 
 
-def _measured(name: str, figures: str, facts: CollectiveFacts) -> tuple[str, str]:
-    """What was measured to be quickest, as far as it can be used now."""
+def _refusal(name: str, facts: CollectiveFacts) -> str:
+    """Why a backend cannot be used here; empty where it can."""
     try:
         _refuse(name, facts)
     except ConfigError as error:
-        wanted, why = _automatic(facts)
-        return wanted, f"{why}; the quickest measured cannot be used: {error}"
-    return name, figures
+        return str(error)
+    return ""
 
 
 def _automatic(facts: CollectiveFacts) -> tuple[str, str]:

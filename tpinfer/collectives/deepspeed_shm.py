@@ -83,6 +83,11 @@ class DeepSpeedGroup(GatheredGroup):
             torch.ops.deepspeed.inference_all_reduce_.default
         )
 
+    @property
+    def ring(self) -> Group:
+        """The group inside."""
+        return self._ring
+
     def all_reduce(self, tensor: torch.Tensor) -> None:
         if tensor.dtype in _DTYPES and tensor.is_contiguous():
             self._reduce(tensor)

@@ -22,7 +22,9 @@ from tpinfer.collectives.deepspeed_shm import DeepSpeedGroup, library_path, why_
 from tpinfer.collectives.group import Group, SingleGroup
 from tpinfer.collectives.mpi import MpiGroup
 from tpinfer.collectives.shared_memory import open_shared_memory
+from tpinfer.collectives.sized import SizedGroup
 from tpinfer.config.errors import RankError
+from tpinfer.costs.collective_sizes import CollectiveCurves
 from tpinfer.launching.seat import Seat
 
 if TYPE_CHECKING:
@@ -62,9 +64,9 @@ def open_group(
     timeout_s: float,
     machine_facts: tuple[frozenset[str], int, int],
     progress: Callable[[str], None] = lambda text: None,
-    quickest: tuple[str, str] | None = None,
+    curves: CollectiveCurves | None = None,
 ) -> tuple[Group, CollectiveChoice]:
-    """Choose and connect. A collective call. `quickest`: see `choose_collective`. `progress` hears
+    """Choose and connect. A collective call. `curves`: see `choose_collective`. `progress` hears
     of strangers and ranks of other hosts that were turned away. Raises ConfigError or RankError.
     """
     num_gpus = torch.cuda.device_count() if device.type == "cuda" else 0
@@ -76,8 +78,15 @@ def open_group(
         facts = gather_facts(
             device.type, seat.world, seat.local_world, seat.launcher, machine_facts, num_gpus
         )
-    choice = choose_collective(wanted, facts, quickest)
+    choice = choose_collective(wanted, facts, curves)
     group = _open(choice, seat, device, timeout_s, machine_facts[1], progress)
+    if choice.large is not None:
+        try:
+            group = _beside(group, choice, seat, device, timeout_s, machine_facts[1])
+        except BaseException:
+            group.abort()
+            group.close()
+            raise
     if seat.rank == 0 and seat.world > 1:
         with contextlib.suppress(OSError):  # not made, or somebody else's files are in it
             _meeting_root(seat).rmdir()  # all have met: even SIGKILL leaves nothing from here on
@@ -120,6 +129,24 @@ def open_part(
         with contextlib.suppress(OSError):
             _meeting_root(seat).rmdir()
     return part
+
+
+def _beside(
+    small: Group, choice: CollectiveChoice, seat: Seat, device: torch.device, timeout_s: float,
+    num_cores: int,
+) -> Group:  # fmt: skip
+    """`small` with the second backend that `choice` names. The two meet under names of their own;
+    DeepSpeed's op is built around our ring, so these two share one."""
+    large_choice = choice.large
+    assert large_choice is not None, "there is a second backend"
+    if large_choice.variant == "deepspeed":
+        named = f"{seat.run_id}-g{seat.generation}"
+        large: Group = DeepSpeedGroup(small, library_path(), named)
+    elif isinstance(small, DeepSpeedGroup) and large_choice.name == small.name:
+        large = small.ring
+    else:
+        large = _open(large_choice, seat, device, timeout_s, num_cores, lambda text: None)
+    return SizedGroup(small, large, choice.from_bytes)
 
 
 def _open(

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import combinations
 
+from tpinfer.config.backend_links import LINK_KINDS, scaled_fit
 from tpinfer.config.ceilings import CeilingOverrides, Ceilings, Rates, slice_ceilings
 from tpinfer.config.errors import TopologyError
 from tpinfer.config.machine_parts import Device, Fabric, Host, Link, Nic, Place
@@ -47,6 +48,8 @@ class Topology:
     """What a probe found; goes before the file's numbers, but not before those of `--set`."""
     set_paths: tuple[str, ...] = ()
     """Values that `--set` has changed, such as `hosts.box.links.0.bw`."""
+    as_written: "Topology | None" = None
+    """The same without `--set`, where a link was changed by it: what was measured holds for it."""
 
     @property
     def tp(self) -> int | None:
@@ -131,6 +134,36 @@ class Topology:
         running = groups[: self.placement.pp * self.placement.dp if self.placement else 1]
         return max(1, sum(name == host.name for group in running for name, _ in group))
 
+    def collective_fits(
+        self, group: tuple[Place, ...], op: str = "all_reduce", graph: bool | None = None
+    ) -> tuple[CollectiveFit, ...]:
+        """What was measured of a collective over `group`, or over one just like it - as many ranks,
+        joined by the same kinds of paths - one fit for each backend. Where `--set` changed the
+        links that a backend uses, its fit is scaled like them; nothing is left of a measurement
+        over paths that are no longer there.
+        """
+        if self.measured is None:
+            return ()
+        written = self.as_written or self
+        alike = [g for g in self.measured.groups if set(g.places) == set(group)]
+        if not alike and len(group) > 1:
+            wanted = written._kinds(group)
+            same_size = (g for g in self.measured.groups if len(g.places) == len(group))
+            alike = [g for g in same_size if written._kinds(g.places) == wanted][:1]
+        fits = [
+            fit
+            for found in alike
+            for fit in found.collectives
+            if fit.op == op and graph in (None, fit.graph)
+        ]
+        if self.as_written is None:
+            return tuple(fits)
+        scaled = (
+            scaled_fit(fit, written.links_of(group, fit.by), self.links_of(group, fit.by))
+            for fit in fits
+        )
+        return tuple(fit for fit in scaled if fit is not None)
+
     def collective_fit(
         self,
         group: tuple[Place, ...],
@@ -138,18 +171,18 @@ class Topology:
         by: str | None = None,
         graph: bool | None = None,
     ) -> CollectiveFit | None:
-        """What was measured of a collective over `group`, or over one just like it: as many ranks,
-        joined by the same kinds of paths. None where nothing was, or `--set` changed a path since.
-        """
-        if self.measured is None or any(".links" in p or "fabric" in p for p in self.set_paths):
-            return None
-        exact = self.measured.collective(group, op, by, graph)
-        if exact is not None or len(group) < 2:
-            return exact
-        alike = (g.places for g in self.measured.groups if len(g.places) == len(group))
-        wanted = self._kinds(group)
-        places = next((p for p in alike if self._kinds(p) == wanted), None)
-        return self.measured.collective(places, op, by, graph) if places else None
+        """Of `collective_fits` that of the backend `by`; for None the one with the least time of a
+        64 KiB message. None where nothing was measured."""
+        fits = [f for f in self.collective_fits(group, op, graph) if by in (None, f.by)]
+        return min(fits, key=lambda fit: fit.seconds(1 << 16, len(group)), default=None)
+
+    def links_of(self, group: tuple[Place, ...], by: str) -> tuple[Link, ...]:
+        """The paths that the backend `by` uses between the ranks of a group. Of a CPU host's links
+        those of its own kind; empty where the host names none of that kind."""
+        home = self.host(group[0][0])
+        if home.computes_on_cpu and len({host for host, _ in group}) == 1:
+            return tuple(link for link in home.links if link.kind == LINK_KINDS.get(by))
+        return tuple(sorted(self.paths(group), key=lambda link: (link.kind, link.sides)))
 
     def usd_per_device_hour(self, device: Device) -> float | None:
         """The file's price, else the catalogue's."""
@@ -203,7 +236,8 @@ class Topology:
             return (0.0, float("inf")), Origin.SPEC
         fit = self.collective_fit(group)
         if fit is not None:
-            return (fit.latency_s(len(group)), fit.bytes_per_s), Origin.MEASURED
+            origin = Origin.MEASURED if self.as_written is None else Origin.ASSUMED
+            return (fit.latency_s(len(group)), fit.bytes_per_s), origin
         links = self.paths(group)
         num_peers = len(group) - 1
         slowest = min(links, key=lambda link: link.bytes_per_s * link.attainable)

@@ -87,6 +87,8 @@ def parse_topology(
         set_paths=set_paths,
     )
     _check_ceilings(topology, placement, fields.need("hosts"))
+    if any(".links" in path or path.startswith("fabric") for path in set_paths):
+        topology = replace(topology, as_written=parse_topology(text, file))
     return with_measurement(topology, measured) if measured else topology
 
 

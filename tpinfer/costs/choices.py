@@ -10,8 +10,6 @@ from tpinfer.config.dtypes import DType
 from tpinfer.config.engine import EngineConfig
 from tpinfer.config.kv_cache import has_scales, kv_cache_dtype
 from tpinfer.config.model import ModelSpec
-from tpinfer.config.topology import Topology
-from tpinfer.config.units import format_size
 from tpinfer.sharding.partition import Partition
 
 
@@ -95,26 +93,6 @@ def linears_choice(is_packed: bool) -> Choice:
         reason = "copied into oneDNN's blocks once; a tied head beside the embedding"
         return Choice("linears", "packed", reason)
     return Choice("linears", "plain", "torch's product over the weights as they lie")
-
-
-def quickest_collective(
-    topology: Topology, num_ranks: int, message_bytes: int
-) -> tuple[str, str] | None:
-    """(backend, why) for sums of `message_bytes`, which a decode step makes most of, by what was
-    measured on the first group of `num_ranks`; None where fewer than two backends were timed."""
-    if topology.measured is None or num_ranks < 2:
-        return None
-    group = topology.groups(num_ranks)[0]
-    names = {fit.by for one in topology.measured.groups for fit in one.collectives}
-    fits = {name: topology.collective_fit(group, "all_reduce", name) for name in sorted(names)}
-    sent = 2 * (num_ranks - 1) / num_ranks * message_bytes
-    times = {name: fit.seconds(sent, num_ranks) for name, fit in fits.items() if fit is not None}
-    if len(times) < 2:
-        return None
-    best, *others = sorted(times, key=lambda name: times[name])
-    against = ", ".join(f"{times[name] * 1e6:.1f} by {name}" for name in others)
-    took, size = f"{times[best] * 1e6:.1f} us", format_size(message_bytes)
-    return best, f"{took} for a sum of {size}, {against}; measured {topology.measured.date[:10]}"
 
 
 def kv_layout_choice(config: EngineConfig, spec: ModelSpec, partition: Partition) -> Choice:

@@ -21,8 +21,8 @@ from tpinfer.costs.choices import (
     ExecutionChoices,
     choose_execution,
     kv_layout_choice,
-    quickest_collective,
 )
+from tpinfer.costs.collective_sizes import collective_curves
 from tpinfer.costs.decoder_ops import SHARED_KV_OPS
 from tpinfer.costs.kv_capacity import MemoryPlan
 from tpinfer.costs.ledger import CostLedger
@@ -108,13 +108,15 @@ def assemble(config: EngineConfig, seat: Seat, progress: Progress) -> Assembly:
         torch.set_num_threads(choices.num_threads)
     progress("connecting the ranks")
     facts = machine.cpu_flags, machine.num_cores, machine.shared_memory_free_bytes
-    message_bytes = spec.hidden_size * choices.compute_dtype.num_bytes
-    quickest = quickest_collective(topology, seat.world, message_bytes) if topology else None
+    row_bytes = spec.hidden_size * choices.compute_dtype.num_bytes
+    step_bytes = config.max_num_batched_tokens * row_bytes
+    curves = None
+    if topology is not None:
+        curves = collective_curves(topology, seat.world, row_bytes, step_bytes)
     group, collective = open_group(
-        config.collective, seat, device, config.wait_timeout_s, facts, progress, quickest
+        config.collective, seat, device, config.wait_timeout_s, facts, progress, curves
     )
-    named = f"{collective.name} {collective.variant}".strip()
-    choices = choices.with_choice(Choice("collective", named, collective.reason))
+    choices = choices.with_choice(Choice("collective", collective.words, collective.reason))
     choices = choices.with_choice(kv_layout_choice(config, spec, partition))
     groups = [group]
     try:
