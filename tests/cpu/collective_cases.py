@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from tpinfer.collectives.opening import open_group
 from tpinfer.collectives.shared_memory import open_shared_memory
 from tpinfer.config.dtypes import DType
 from tpinfer.config.errors import RankError
+from tpinfer.config.measured import CollectiveFit
+from tpinfer.costs.collective_sizes import CollectiveCurves
 from tpinfer.launching.seat import Seat
 from tpinfer.machine.discover import discover_machine
 
@@ -348,3 +351,57 @@ def listening(seat: Seat, backend: str) -> list[str]:
                     found.append(fields[1].partition(":")[0])
         group.barrier()
     return found
+
+
+def sized_sums(seat: Seat, from_bytes: int) -> list[Any]:
+    """[backends, sums that are wrong, whether bound and plain calls agree] of small and large sums
+    over the ring and gloo side by side."""
+    group = open_sized(seat, from_bytes)
+    wrong, same = [], True
+    with group:
+        bound = group.bind_all_reduce(1 << 20, DType.FLOAT32)
+        for count in (1, from_bytes // 4 - 1, from_bytes // 4, 60_001, 3):
+            parts = parts_of(seat.world, (count,), torch.float32, count)
+            for call in (group.all_reduce, bound):
+                t = parts[seat.rank].clone()
+                call(t)
+                if not torch.allclose(t, summed(parts), rtol=1e-6, atol=1e-5):
+                    wrong.append(count)
+                same = same and t.shape == parts[0].shape
+        out = torch.empty(seat.world, 2)
+        group.all_gather(out, torch.full((2,), float(seat.rank)))
+        same = same and out[:, 0].tolist() == list(range(seat.world))
+        measures = group.last_wait_ns is not None
+    return [group.name, wrong, same, measures]
+
+
+def die_in_a_large_sum(seat: Seat, from_bytes: int) -> str:
+    """What rank 0 says when the other one dies before a sum that goes over the second backend."""
+    with open_sized(seat, from_bytes) as group:
+        group.all_reduce(torch.ones(4))
+        group.all_reduce(torch.ones(from_bytes))
+        if seat.rank:
+            os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            group.all_reduce(torch.ones(from_bytes))
+        except RankError as error:
+            return str(error)
+    return "nothing happened"
+
+
+def open_sized(seat: Seat, from_bytes: int) -> Group:
+    """The ring, and gloo from `from_bytes` on, by curves that cross there."""
+    ring = CollectiveFit(
+        "all_reduce", "shared_memory", False, 1e-5, 0, 1e7, 1e-5, 0, 1e7, 512, 1 << 20, 0.0
+    )
+    gap_s = (from_bytes - 0.5) / 1e7 * 2 * (seat.world - 1) / seat.world
+    gloo = replace(
+        ring, by="gloo", a_s=1e-5 + gap_s, c_s=1e-5 + gap_s, b1_bytes_per_s=1e15,
+        b2_bytes_per_s=1e15,
+    )  # fmt: skip
+    curves = CollectiveCurves(seat.world, 4, 1 << 22, (ring, gloo), "made up")
+    machine = discover_machine()
+    facts = machine.cpu_flags, machine.num_cores, machine.shared_memory_free_bytes
+    group, choice = open_group("auto", seat, torch.device("cpu"), 20.0, facts, curves=curves)
+    assert choice.from_bytes == from_bytes, choice
+    return group

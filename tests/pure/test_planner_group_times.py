@@ -91,7 +91,7 @@ def test_a_rank_alone_has_none() -> None:
 
 def test_a_measured_group_goes_by_its_fit() -> None:
     found = times(probed(), 2)
-    assert found.origin == "measured, nccl"
+    assert found.origin == "measured 2026-11-25, nccl"
     assert found.all_reduce_s(1) == pytest.approx(4e-6, rel=1e-3)
     assert found.all_reduce_s(1 << 30) == pytest.approx(2e-5 + (1 << 30) / 3e11)
 

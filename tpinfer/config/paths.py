@@ -65,8 +65,11 @@ def paths_within(host: Host, first: str, second: str, num_gpus: int | None = Non
 
 
 def distance(link: Link) -> int:
-    """How far its kind reaches; all that are not wires between GPUs reach equally far."""
-    return LEVELS.index(link.kind) if link.kind in LEVELS else len(LEVELS)
+    """How far its kind reaches: wires between GPUs, then a host's memory and networks, and last
+    sockets, which ranks of a host use only where nothing nearer joins them."""
+    if link.kind in LEVELS:
+        return LEVELS.index(link.kind)
+    return len(LEVELS) + (link.kind == "GLOO")
 
 
 def _staged(host: Host, first: Device, second: Device, wires: list[Link]) -> Link:

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 
 from tpinfer.config.backend_links import link_fit
 from tpinfer.config.measured import CollectiveFit
-from tpinfer.config.topology import Topology
+from tpinfer.config.topology import Place, Topology
 from tpinfer.config.units import format_size
 
 LEAST_GAIN_S, LEAST_GAIN = 2e-6, 0.1
 """What a second backend must win on a message, in seconds and as a share of the first's time:
 below that the two are within what repeated measurements differ by."""
+_PLANNED_BYTES = 1 << 10, 8 << 20
+"""The range of sizes that plans look at before their steps are known."""
 _COSTS = {
     "deepspeed": "70 MB of /dev/shm a rank",
     "gloo": "a thread and a connection to each rank",
@@ -66,14 +68,7 @@ def collective_curves(
     backends, of which there is nothing to choose."""
     if num_ranks < 2:
         return None
-    group = topology.groups(num_ranks)[0]
-    fits = {fit.by: fit for fit in topology.collective_fits(group)}
-    origin = f"links of {topology.file}"
-    if topology.measured is not None and fits:
-        origin = f"measured {topology.measured.date[:10]}"
-        origin += " and scaled as --set says" if topology.as_written is not None else ""
-    if not fits:
-        fits = _by_links(topology, num_ranks)
+    fits, origin = _known(topology, topology.groups(num_ranks)[0])
     if len(fits) < 2:
         return None
     ordered = tuple(fits[name] for name in sorted(fits))
@@ -98,26 +93,36 @@ def collective_by_size(curves: CollectiveCurves, usable: Collection[str]) -> Siz
     return SizedCollective(small, large, start, _two(curves, small, large, start))
 
 
-def planned_fits(topology: Topology, num_ranks: int) -> tuple[CollectiveFit, ...]:
-    """Measured times of the backends that a run on the first group of `num_ranks` would open, for
-    the whole range of sizes that were timed; of the quickest where there is one alone."""
-    group = topology.groups(num_ranks)[0]
-    fits = topology.collective_fits(group)
-    if len({fit.by for fit in fits}) < 2:
+def planned_fits(
+    topology: Topology, group: tuple[Place, ...]
+) -> tuple[tuple[CollectiveFit, ...], str]:
+    """(times of the backends that a run on `group` would open, where they come from). Of the
+    quickest where one alone was timed; nothing where none was and the file names no two links."""
+    fits, origin = _known(topology, group)
+    if not fits:
+        return (), ""
+    if len(fits) < 2:
         best = topology.collective_fit(group)
-        return () if best is None else (best,)
-    smallest = max(fit.smallest_bytes for fit in fits)
-    largest = min(fit.largest_bytes for fit in fits)
-    curves = collective_curves(topology, num_ranks, smallest, largest)
-    assert curves is not None, "two backends are known"
+        return (() if best is None else (best,)), origin
+    curves = CollectiveCurves(len(group), *_PLANNED_BYTES, tuple(fits.values()), origin)
     chosen = collective_by_size(curves, curves.names())
     assert chosen is not None, "all known backends are usable"
-    return tuple(fit for fit in curves.fits if fit.by in (chosen.small, chosen.large))
+    return tuple(fit for fit in curves.fits if fit.by in (chosen.small, chosen.large)), origin
 
 
-def _by_links(topology: Topology, num_ranks: int) -> dict[str, CollectiveFit]:
+def _known(topology: Topology, group: tuple[Place, ...]) -> tuple[dict[str, CollectiveFit], str]:
+    """(fits by backend, where they come from): measured, else by two links or more."""
+    fits = {fit.by: fit for fit in topology.collective_fits(group)}
+    if not fits:
+        by_links = _by_links(topology, group)
+        return (by_links if len(by_links) > 1 else {}), f"links of {topology.file}"
+    assert topology.measured is not None, "fits were measured"
+    scaled = "" if topology.as_written is None else " and scaled as --set says"
+    return fits, f"measured {topology.measured.date[:10]}{scaled}"
+
+
+def _by_links(topology: Topology, group: tuple[Place, ...]) -> dict[str, CollectiveFit]:
     """Backends with a link of their own between the ranks of one host's cores."""
-    group = topology.groups(num_ranks)[0]
     found = {}
     if topology.host(group[0][0]).computes_on_cpu and len({host for host, _ in group}) == 1:
         for name in ("shared_memory", "gloo"):

@@ -13,6 +13,7 @@ from tpinfer.config.ceilings import Ceilings
 from tpinfer.config.dtypes import DType
 from tpinfer.config.measured import DeviceMeasurement, GemmRate
 from tpinfer.config.topology import Place, Topology
+from tpinfer.costs.collective_sizes import planned_fits
 from tpinfer.planner.collective_times import CollectiveTimes, Curve, collective_times
 from tpinfer.planner.fabrics import fabric_of, fabric_times, nccl_times
 from tpinfer.planner.kernel_times import DeviceTimes, device_times
@@ -26,14 +27,19 @@ def group_times(
     plain = collective_times(ceilings, len(group))
     if len(group) == 1 or _has_own_numbers(topology, group):
         return plain
-    fit = topology.collective_fit(group)
-    if fit is not None:
+    fits, known_by = planned_fits(topology, group)
+    if fits:
         peers = len(group) - 1
-        curves = (
-            Curve(fit.a_s + fit.b_s * peers, fit.b1_bytes_per_s),
-            Curve(fit.c_s + fit.d_s * peers, fit.b2_bytes_per_s),
+        curves = tuple(
+            curve
+            for fit in fits
+            for curve in (
+                Curve(fit.a_s + fit.b_s * peers, fit.b1_bytes_per_s),
+                Curve(fit.c_s + fit.d_s * peers, fit.b2_bytes_per_s),
+            )
         )
-        return replace(plain, curves=curves, origin=f"measured, {fit.by}")
+        by = " and ".join(fit.by for fit in fits)
+        return replace(plain, curves=curves, origin=f"{known_by}, {by}")
     links = [topology.path(a, b) for a, b in combinations(group, 2)]
     if any(link.kind != "NVL" for link in links):
         return plain

@@ -38,6 +38,10 @@ def add_limit_flags(parser: argparse.ArgumentParser) -> None:
         "--device", metavar="NAME", help="a card of the catalogue, such as h100-sxm-80g"
     )
     group.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE",
+        help="change a value of the topology, such as hosts.box.links.0.bw=16GB/s; repeatable",
+    )  # fmt: skip
+    group.add_argument(
         "--model", type=Path, metavar="FILE",
         help="config.json of the model, to price kernels that carry no shapes",
     )  # fmt: skip
@@ -70,13 +74,18 @@ def is_report(path: Path) -> bool:
         raise TraceError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def ceilings_of(topology: str | None, device: str | None, num_ranks: int) -> Ceilings | None:
+def ceilings_of(
+    topology: str | None, device: str | None, num_ranks: int, settings: Sequence[str] = ()
+) -> Ceilings | None:
     """Ceilings of one rank that --topology or --device names; None where neither is given.
+    `settings` change the topology, as --set does.
 
     Raises TopologyError for a file that says nothing of them, ConfigError for an unknown card.
     """
+    if settings and topology is None:
+        raise ConfigError(f"--set {settings[0]} changes a topology; name one with --topology")
     if topology is not None:
-        found = load_topology(topology)
+        found = load_topology(topology, settings)
         ceilings = found.ceilings_of_rank(0, num_ranks)
         if ceilings is None:
             raise ConfigError(
@@ -124,7 +133,7 @@ def options_of(
     return AnalysisOptions(
         window=window,
         by=by,
-        ceilings=ceilings_of(args.topology, args.device, world),
+        ceilings=ceilings_of(args.topology, args.device, world, args.set),
         model=model_of(args.model),
         tp=world,
     )

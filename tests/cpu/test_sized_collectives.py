@@ -1,0 +1,55 @@
+"""Two backends side by side, chosen by the size of each sum: right sums, the same tokens, and an
+end where a rank dies."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.cpu.ranks import rank_values, run_ranks
+from tests.cpu.tpinfer_command import generate, json_lines
+
+CASES = "tests.cpu.collective_cases"
+TOPOLOGY = """
+version: 1
+name: two-paths
+hosts:
+  box:
+    cpu: {cores: 2, mem: 8GB}
+    ranks: 2
+    links:
+      - {kind: SHM, ids: 0..1, bw: 20MB/s, latency: 4us, per_peer: 1us, attainable: 0.5}
+      - {kind: GLOO, ids: 0..1, bw: 2GB/s, latency: 400us, per_peer: 100us, attainable: 0.5}
+"""
+PROMPT = "Once upon a time there was a girl who had a red ball and a dog that liked to run"
+pytestmark = pytest.mark.ranks
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_each_size_goes_its_own_way_and_sums_are_right(size: int, run_name: str) -> None:
+    found = rank_values(f"{CASES}:sized_sums", size, run_name, {"from_bytes": 4096})
+    assert found == [["shared_memory+gloo", [], True, True]] * size
+
+
+def test_a_rank_that_dies_ends_the_second_backend_too(run_name: str) -> None:
+    first, second = run_ranks(f"{CASES}:die_in_a_large_sum", 2, run_name, {"from_bytes": 4096})
+    assert second.exit_status == -9 and not first.timed_out
+    assert "gloo: a collective failed" in first.value
+    assert first.seconds < 15
+
+
+def test_tokens_are_those_of_one_backend(tmp_path: Path) -> None:
+    topology = tmp_path / "two.yaml"
+    topology.write_text(TOPOLOGY)
+    call = ("--tp", "2", "--dtype", "float32", "--greedy", "--max-tokens", "24", "--json", "-")
+    call += ("--prompt", PROMPT, "--device", "cpu")
+    both = generate(*call, "--topology", topology, "--explain")
+    assert both.returncode == 0, both.stderr
+    explained = " ".join(both.stderr.split())
+    assert "shared_memory native, from" in explained and "on gloo" in explained
+    tokens = [row for row in json_lines(both.stdout)]
+    for alone in ("shared_memory", "gloo"):
+        one = generate(*call, "--collective", alone)
+        assert one.returncode == 0, one.stderr
+        assert [row["token_ids"] for row in json_lines(one.stdout)] == [
+            row["token_ids"] for row in tokens
+        ]
