@@ -79,12 +79,12 @@ def test_the_plan_moves(
     plans = []
     for flags in machines:
         call = ["plan", "--model", "qwen3-0.6b", *flags, "--tp", "2", "--precision", "fp32"]
-        call += ["--input-len", "64", "--output-len", "16", "--concurrency", "16", "--json", "-"]
+        call += ["--input-len", "8", "--output-len", "64", "--concurrency", "16", "--json", "-"]
         assert tpinfer(call) == 0
         plans.append(json.loads(capsys.readouterr().out)["plans"][0])
     before, after = (plan["split"]["communication"] for plan in plans)
     # 16 rows of 1,024 floats are 66 us of transfer beside 5 us, 57 times a step; half the rate
-    # doubles the transfer. What prompts add goes over gloo before and after, or is doubled too.
+    # doubles the transfer. The few steps with prompts go over gloo before and after.
     assert 1.6 < after / before < 2.0
     grown = plans[1]["tpot_s"] - plans[0]["tpot_s"]
     assert grown == pytest.approx(after - before, rel=0.02)

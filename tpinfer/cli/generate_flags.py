@@ -195,8 +195,9 @@ def memory_flags(group: argparse._ArgumentGroup) -> None:
         "--max-num-seqs", type=int, default=32, metavar="N", help="most prompts in one step (32)"
     )
     group.add_argument(
-        "--max-num-batched-tokens", type=int, default=2048, metavar="N",
-        help="most tokens in one step; longer prompts go in chunks (2048)",
+        "--max-num-batched-tokens", type=int, metavar="N",
+        help="most tokens in one step; longer prompts go in chunks (by the rates of --topology, "
+             "else 2048)",
     )  # fmt: skip
     group.add_argument(
         "--step-budget", metavar="TIME",

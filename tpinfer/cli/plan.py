@@ -85,6 +85,7 @@ def _require(args: argparse.Namespace) -> None:
 def _planner(args: argparse.Namespace) -> "tuple[Planner, EngineSettings]":
     from tpinfer.cli.plan_calibrate import traits_in
     from tpinfer.config.dtypes import DType
+    from tpinfer.config.engine import DEFAULT_BATCHED_TOKENS
     from tpinfer.config.huggingface import read_model_spec
     from tpinfer.config.kv_cache import kv_cache_dtype
     from tpinfer.config.model_name import shape_or_model_directory
@@ -120,13 +121,16 @@ def _planner(args: argparse.Namespace) -> "tuple[Planner, EngineSettings]":
     rows = args.max_num_seqs
     if rows is None:
         rows = _MOST_ROWS if args.concurrency is None else max(_MOST_ROWS, args.concurrency)
+    given = args.max_num_batched_tokens
     settings = EngineSettings(
-        rows,
-        2048 if args.max_num_batched_tokens is None else args.max_num_batched_tokens,
-        args.memory_utilization,
+        rows, DEFAULT_BATCHED_TOKENS if given is None else given, args.memory_utilization
     )
     slo = parse_slo(args.slo) if args.slo else Slo()
-    return Planner(spec, topology, precision, workload, slo, traits), settings
+    planner = Planner(spec, topology, precision, workload, slo, traits)
+    if given is None:
+        tp = args.tp or topology.tp or 1
+        settings = replace(settings, max_num_batched_tokens=planner.chunk(tp, settings))
+    return planner, settings
 
 
 def _sizes(args: argparse.Namespace) -> tuple[int, int, int] | None:

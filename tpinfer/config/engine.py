@@ -15,6 +15,8 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 MAX_WAIT_S = 1e6
 """Longest --wait-timeout, about eleven days: what waits counts in 64-bit ns."""
 MAX_STEPS_IN_FLIGHT = 16
+DEFAULT_BATCHED_TOKENS = 2048
+"""Most tokens of a step where neither the user nor a topology's rates say another number."""
 COMPUTE_DTYPES = (DType.FLOAT32, DType.BFLOAT16, DType.FLOAT16)
 
 
@@ -47,8 +49,9 @@ class EngineConfig:
     """Tokens per KV block."""
     max_num_seqs: int = 32
     """Most sequences in one step."""
-    max_num_batched_tokens: int = 2048
-    """Most tokens in one step; a longer prompt is prefilled in chunks."""
+    max_num_batched_tokens: int | None = None
+    """Most tokens in one step; a longer prompt is prefilled in chunks. None takes what suits the
+    rates of the topology, and without one 2048."""
     step_budget_s: float | None = None
     """Predicted time of a step that prompts may fill it up to; None counts tokens alone."""
     prefix_caching: bool = True
@@ -80,8 +83,8 @@ class EngineConfig:
             allowed = ", ".join(COMPUTE_DTYPES)
             raise ConfigError(f"dtype={self.dtype} cannot be computed in; use one of {allowed}")
         self._require_types()
-        whole = ("tp", "block_size", "max_num_seqs", "max_num_batched_tokens", "steps_in_flight")
-        optional = ("max_model_len", "kv_bytes", "num_layers_override")
+        whole = ("tp", "block_size", "max_num_seqs", "steps_in_flight")
+        optional = ("max_model_len", "kv_bytes", "num_layers_override", "max_num_batched_tokens")
         for name in whole + optional:
             value = getattr(self, name)
             if value is None and name in optional:
@@ -132,6 +135,11 @@ class EngineConfig:
             raise ConfigError(f"topology={self.topology!r} must be text: a file, or a name")
         if self.topology_settings and self.topology is None:
             raise ConfigError("--set changes a topology; name one with --topology")
+
+    @property
+    def batched_tokens(self) -> int:
+        """Most tokens in one step, as given or by default."""
+        return self.max_num_batched_tokens or DEFAULT_BATCHED_TOKENS
 
     def check_model(self, spec: ModelSpec) -> None:
         """Raises ConfigError where these settings do not suit the model."""

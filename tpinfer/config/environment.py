@@ -61,6 +61,8 @@ class Environment:
     """tpinfer's own cache, for what it compiles."""
     omp_num_threads: int | None
     """OMP_NUM_THREADS."""
+    affinity_variable: str | None
+    """The variable, where one is set, that tells OpenMP where its threads run."""
     test_worker: str | None
     """Name of the pytest-xdist worker, such as `gw0`; keeps parallel tests' files apart."""
     visible_gpus: tuple[str, ...] | None
@@ -75,6 +77,9 @@ class Environment:
 
 SPIN_COUNT = "2000"
 """Rounds of libgomp's waiting loop; of 2,000, 20,000 and none the fastest on two busy cores."""
+
+
+_AFFINITY = ("GOMP_CPU_AFFINITY", "KMP_AFFINITY", "OMP_PLACES", "OMP_PROC_BIND")
 
 
 def read_environment(environ: Mapping[str, str] | None = None) -> Environment:
@@ -93,6 +98,7 @@ def read_environment(environ: Mapping[str, str] | None = None) -> Environment:
         hf_cache=Path(hub).expanduser() if hub else hf_home.expanduser() / "hub",
         user_cache=cache.expanduser() / "tpinfer",
         omp_num_threads=_optional_count(found, "OMP_NUM_THREADS"),
+        affinity_variable=next((name for name in _AFFINITY if found.get(name)), None),
         test_worker=found.get("PYTEST_XDIST_WORKER") or None,
         visible_gpus=None if gpus is None else tuple(filter(None, listed)),
         plan_port=_optional_integer(found, "TPINFER_PLAN_PORT"),

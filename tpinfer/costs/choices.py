@@ -10,6 +10,7 @@ from tpinfer.config.dtypes import DType
 from tpinfer.config.engine import EngineConfig
 from tpinfer.config.kv_cache import has_scales, kv_cache_dtype
 from tpinfer.config.model import ModelSpec
+from tpinfer.costs.binding import Binding
 from tpinfer.sharding.partition import Partition
 
 
@@ -51,11 +52,18 @@ def choose_execution(
     ranks_per_host: int,
     num_cores: int,
     cpu_flags: Collection[str],
+    binding: Binding | None = None,
 ) -> ExecutionChoices:
-    """Decide dtype and threads of a rank that sits on `device` (`cpu` or `cuda:i`)."""
+    """Decide dtype and threads of a rank that sits on `device` (`cpu` or `cuda:i`); `binding` says
+    more of the threads where it is known."""
     device_type = device.partition(":")[0]
     dtype, dtype_reason = _dtype(config, spec, cpu_flags, device_type)
     threads = max(1, num_cores // ranks_per_host)
+    why = f"{num_cores} cores over {ranks_per_host} ranks"
+    placed: tuple[Choice, ...] = ()
+    if binding is not None:
+        threads, why = binding.num_threads, binding.threads_reason
+        placed = (Choice("binding", binding.place, binding.place_reason),)
     return ExecutionChoices(
         device_type=device_type,
         compute_dtype=dtype,
@@ -67,7 +75,8 @@ def choose_execution(
             ),
             Choice("dtype", dtype.value, dtype_reason),
             _kv_dtype_choice(config, dtype),
-            Choice("threads", str(threads), f"{num_cores} cores over {ranks_per_host} ranks"),
+            Choice("threads", str(threads), why),
+            *placed,
         ),
     )
 

@@ -54,6 +54,8 @@ class Machine:
     gpus: tuple[Gpu, ...]
     no_gpu_reason: str
     """Why `gpus` is empty."""
+    core_siblings: tuple[tuple[int, ...], ...] = ()
+    """Usable hardware threads of each core; empty where the kernel does not say."""
 
     def cache_bytes(self, level: int) -> int:
         """All of one cache level behind the usable cores; 0 where unknown."""
@@ -82,6 +84,7 @@ def discover_machine(root: Path = Path("/")) -> Machine:
         shared_memory_free_bytes=shm_free,
         gpus=gpus,
         no_gpu_reason=no_gpu_reason,
+        core_siblings=_core_siblings(root, cores),
     )
 
 
@@ -151,6 +154,17 @@ def _numa_nodes(root: Path, cores: tuple[int, ...]) -> tuple[tuple[int, ...], ..
     listed = (parse_cpu_list(_read(folder / "cpulist") or "") for folder in ordered)
     usable = (tuple(c for c in node if c in cores) for node in listed)
     return tuple(node for node in usable if node) or (cores,)
+
+
+def _core_siblings(root: Path, cores: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    found: set[tuple[int, ...]] = set()
+    for core in cores:
+        folder = root / f"sys/devices/system/cpu/cpu{core}/topology"
+        listed = _read(folder / "thread_siblings_list")
+        if not listed:
+            return ()
+        found.add(tuple(c for c in parse_cpu_list(listed) if c in cores))
+    return tuple(sorted(found))
 
 
 def _memory(root: Path) -> tuple[int, int]:

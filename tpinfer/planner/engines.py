@@ -5,6 +5,7 @@ Sources: the engines' own documentation of these options. `tpinfer` is this runt
 
 from dataclasses import dataclass
 
+from tpinfer.config.engine import DEFAULT_BATCHED_TOKENS
 from tpinfer.config.errors import ConfigError
 
 
@@ -36,7 +37,8 @@ ENGINES = {
         EngineHabits("vllm", 0.90, False, 1024, 8192, False, False),
         # mem-fraction-static 0.88, kv-cache-dtype auto, chunked-prefill-size 8192.
         EngineHabits("sglang", 0.88, False, 1024, 8192, False, False),
-        EngineHabits("tpinfer", 0.90, False, 256, 2048, False, False),
+        # Without a topology; with one both plan and runtime ask `costs.chunk`.
+        EngineHabits("tpinfer", 0.90, False, 256, DEFAULT_BATCHED_TOKENS, False, False),
     )
 }
 

@@ -2,8 +2,12 @@
 
 from dataclasses import replace
 
+from tpinfer.config.engine import DEFAULT_BATCHED_TOKENS
+from tpinfer.config.errors import ConfigError
 from tpinfer.config.model import ModelSpec
 from tpinfer.config.topology import Placement, Topology
+from tpinfer.costs.chunk import choose_chunk
+from tpinfer.costs.ledger import CostLedger
 from tpinfer.planner.estimate import Estimate, Estimator
 from tpinfer.planner.fit import Fit, Fitter
 from tpinfer.planner.outcome import Outcome, largest_word, outcome_of
@@ -15,6 +19,7 @@ from tpinfer.planner.step_model import StepModel, step_model
 from tpinfer.planner.traits import Traits
 from tpinfer.planner.workload import Slo, Workload
 from tpinfer.scheduling.limits import SchedulerLimits
+from tpinfer.sharding.partition import partition_model
 
 _PER_MILLION, _HOUR_S = 1e6, 3600.0
 _FEWEST_REQUESTS, _MOST_REQUESTS = 400, 4000
@@ -58,6 +63,21 @@ class Planner:
                 self.spec, self.topology, placement, self.precision, self._traits
             )
         return self._models[key]
+
+    def chunk(self, tp: int, settings: EngineSettings) -> int:
+        """Tokens of a step that the runtime chooses on `tp` ranks where the user names none; the
+        default for more ranks than there are places."""
+        own = self.topology.placement
+        shares = own.shares if own is not None and own.tp == tp else None
+        try:
+            partition = partition_model(self.spec, tp, shares, "auto")
+            ceilings = [self.topology.ceilings_of_rank(rank, tp) for rank in range(tp)]
+        except ConfigError:  # the placement does not fit, which its plan says
+            return DEFAULT_BATCHED_TOKENS
+        kinds = self.precision.activation, self.precision.kv
+        ledgers = [CostLedger(self.spec, partition, rank, *kinds) for rank in range(tp)]
+        share = settings.memory_utilization
+        return choose_chunk(ledgers, ceilings, settings.max_num_seqs, share).tokens
 
     def estimate(self, fit: Fit, settings: EngineSettings) -> Plan:
         """The plan by its steady state."""

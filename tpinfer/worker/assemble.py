@@ -19,7 +19,6 @@ from tpinfer.config.topology_reader import load_topology
 from tpinfer.costs.choices import (
     Choice,
     ExecutionChoices,
-    choose_execution,
     kv_layout_choice,
 )
 from tpinfer.costs.collective_sizes import collective_curves
@@ -27,15 +26,17 @@ from tpinfer.costs.decoder_ops import SHARED_KV_OPS
 from tpinfer.costs.kv_capacity import MemoryPlan
 from tpinfer.costs.ledger import CostLedger
 from tpinfer.decoding.sampler import bind_sampler
+from tpinfer.launching.binding import bind_thread
 from tpinfer.launching.seat import Seat
 from tpinfer.layers.rotary import rotary_table
-from tpinfer.machine.discover import discover_machine
+from tpinfer.machine.discover import Machine, discover_machine
 from tpinfer.models.decoder import DecoderParts, SharedKV, build_decoder
 from tpinfer.numerics.torch_dtypes import to_torch
 from tpinfer.scheduling.limits import SchedulerLimits
 from tpinfer.sharding.kv_layout import KVLayout
 from tpinfer.sharding.parameters import ParameterSpec, decoder_parameters
 from tpinfer.sharding.partition import Partition, partition_model
+from tpinfer.worker.decisions import decide, make_ledger
 from tpinfer.worker.kernels import Kernels, choose_kernels
 from tpinfer.worker.kv_cache import RankCache, capacity_choice, open_cache, size_cache
 from tpinfer.worker.rows import RotaryTable, RowLimits, RowStore
@@ -61,6 +62,8 @@ class Assembly:
     limits: SchedulerLimits
     worker: Worker
     cache: RankCache
+    unbind: Callable[[], None] = lambda: None
+    """Takes the binding to cores back."""
 
     @property
     def group(self) -> Group:
@@ -76,6 +79,7 @@ class Assembly:
         """Let go of the groups. Can be called twice."""
         for group in self.groups:
             group.close()
+        self.unbind()
 
     def ledger(self, rank: int) -> CostLedger:
         """What a step costs on `rank`."""
@@ -98,9 +102,26 @@ def assemble(config: EngineConfig, seat: Seat, progress: Progress) -> Assembly:
         config.kv_layout,
     )
     machine = discover_machine()
-    choices = choose_execution(
-        config, spec, seat.device, seat.local_world, machine.num_cores, machine.cpu_flags
-    )
+    config, choices, cores = decide(config, seat, spec, partition, topology, machine)
+    unbind = bind_thread(cores)
+    try:
+        made = _connect(config, seat, spec, topology, partition, choices, machine, progress)
+    except BaseException:
+        unbind()
+        raise
+    return replace(made, unbind=unbind)
+
+
+def _connect(
+    config: EngineConfig,
+    seat: Seat,
+    spec: ModelSpec,
+    topology: Topology | None,
+    partition: Partition,
+    choices: ExecutionChoices,
+    machine: Machine,
+    progress: Progress,
+) -> Assembly:
     device = torch.device(seat.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -109,10 +130,11 @@ def assemble(config: EngineConfig, seat: Seat, progress: Progress) -> Assembly:
     progress("connecting the ranks")
     facts = machine.cpu_flags, machine.num_cores, machine.shared_memory_free_bytes
     row_bytes = spec.hidden_size * choices.compute_dtype.num_bytes
-    step_bytes = config.max_num_batched_tokens * row_bytes
     curves = None
     if topology is not None:
-        curves = collective_curves(topology, seat.world, row_bytes, step_bytes)
+        curves = collective_curves(
+            topology, seat.world, row_bytes, config.batched_tokens * row_bytes
+        )
     group, collective = open_group(
         config.collective, seat, device, config.wait_timeout_s, facts, progress, curves
     )
@@ -156,7 +178,7 @@ def _load_and_size(
     choices = choices.with_choice(capacity_choice(memory, limits.max_model_len))
     progress(f"{memory.room(limits.max_model_len)}.")
     cache = open_cache(spec, partition, seat.rank, memory, choices.kv_dtype, device)
-    largest = config.max_num_batched_tokens * spec.hidden_size * choices.compute_dtype.num_bytes
+    largest = config.batched_tokens * spec.hidden_size * choices.compute_dtype.num_bytes
     program = build_decoder(
         DecoderParts(
             spec=spec,
@@ -229,13 +251,6 @@ def _collective_sites(ledger: CostLedger, group: Group, kv_group: Group) -> dict
     return {op: kv_group if op.endswith(SHARED_KV_OPS) else group for op in sites}
 
 
-def make_ledger(
-    spec: ModelSpec, partition: Partition, rank: int, choices: ExecutionChoices
-) -> CostLedger:
-    """The ledger of one rank."""
-    return CostLedger(spec, partition, rank, choices.compute_dtype, choices.kv_dtype)
-
-
 def _model_spec(config: EngineConfig) -> ModelSpec:
     spec = read_model_spec(config.model_dir)
     config.check_model(spec)
@@ -287,7 +302,7 @@ def _limits(config: EngineConfig, spec: ModelSpec, memory: MemoryPlan) -> Schedu
         block_size=config.block_size,
         num_blocks=memory.num_blocks,
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_batched_tokens=config.batched_tokens,
         max_model_len=config.max_model_len or spec.max_position,
         window=spec.sliding_window if slides else None,
         num_groups=memory.kv_group_size,

@@ -88,7 +88,7 @@ def _memory_request(config: EngineConfig, seat: Seat, spec: ModelSpec) -> Memory
         kv_bytes=config.kv_bytes,
         block_size=config.block_size,
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_batched_tokens=config.batched_tokens,
         max_model_len=config.max_model_len or spec.max_position,
         host_bytes=config.kv_host_bytes,
     )

@@ -1,0 +1,81 @@
+"""What one rank decides before it connects: dtypes, threads, where it runs, tokens of a step.
+
+The decisions are those of `costs`; here the facts of this machine and this process are put to them.
+"""
+
+from dataclasses import replace
+
+from tpinfer.config.engine import EngineConfig
+from tpinfer.config.environment import read_environment
+from tpinfer.config.model import ModelSpec
+from tpinfer.config.topology import Topology
+from tpinfer.costs.binding import Binding, CoreLayout, choose_binding
+from tpinfer.costs.choices import Choice, ExecutionChoices, choose_execution
+from tpinfer.costs.chunk import choose_chunk
+from tpinfer.costs.ledger import CostLedger
+from tpinfer.launching.binding import thread_wishes
+from tpinfer.launching.seat import Seat
+from tpinfer.machine.discover import Machine
+from tpinfer.sharding.partition import Partition
+
+
+def decide(
+    config: EngineConfig,
+    seat: Seat,
+    spec: ModelSpec,
+    partition: Partition,
+    topology: Topology | None,
+    machine: Machine,
+) -> tuple[EngineConfig, ExecutionChoices, tuple[int, ...] | None]:
+    """(settings with nothing left open, choices, cores to bind the rank to or None)."""
+    binding = _binding(seat, machine, topology) if seat.device == "cpu" else None
+    choices = choose_execution(
+        config, spec, seat.device, seat.local_world, machine.num_cores, machine.cpu_flags, binding
+    )
+    config, choices = _with_chunk(config, spec, partition, topology, choices)
+    return config, choices, binding.cores if binding else None
+
+
+def make_ledger(
+    spec: ModelSpec, partition: Partition, rank: int, choices: ExecutionChoices
+) -> CostLedger:
+    """The ledger of one rank."""
+    return CostLedger(spec, partition, rank, choices.compute_dtype, choices.kv_dtype)
+
+
+def _binding(seat: Seat, machine: Machine, topology: Topology | None) -> Binding:
+    """Where a CPU rank runs: by the memory nodes that a topology of this one host lists, else by
+    what the kernel says."""
+    nodes = machine.numa_nodes
+    if topology is not None and len(topology.hosts) == 1 and topology.hosts[0].numa_cores:
+        listed = topology.hosts[0].numa_cores
+        usable = (tuple(c for c in node if c in machine.cores) for node in listed)
+        nodes = tuple(node for node in usable if node) or nodes
+    num_usable = len(machine.cores)
+    granted = machine.num_cores if machine.num_cores < num_usable else None
+    layout = CoreLayout(nodes, machine.core_siblings, granted)
+    wishes = thread_wishes(read_environment(), seat, num_usable)
+    return choose_binding(layout, seat.local_rank, seat.local_world, wishes)
+
+
+def _with_chunk(
+    config: EngineConfig,
+    spec: ModelSpec,
+    partition: Partition,
+    topology: Topology | None,
+    choices: ExecutionChoices,
+) -> tuple[EngineConfig, ExecutionChoices]:
+    """The tokens of a step, chosen from the rates of all ranks' devices where the user gave none;
+    so all ranks come to the same number."""
+    if config.max_num_batched_tokens is not None or topology is None:
+        why = "the default" if config.max_num_batched_tokens is None else "asked for"
+        return config, choices.with_choice(Choice("chunk", f"{config.batched_tokens} tokens", why))
+    ranks = range(partition.size)
+    chunk = choose_chunk(
+        [make_ledger(spec, partition, rank, choices) for rank in ranks],
+        [topology.ceilings_of_rank(rank, partition.size) for rank in ranks],
+        config.max_num_seqs,
+        config.memory_utilization,
+    )
+    choices = choices.with_choice(Choice("chunk", f"{chunk.tokens} tokens", chunk.reason))
+    return replace(config, max_num_batched_tokens=chunk.tokens), choices
