@@ -85,7 +85,8 @@ def test_the_size_decides_where_two_backends_are_worth_it() -> None:
     assert (found.name, found.variant) == ("shared_memory", "native")
     assert found.large is not None and found.large.name == "gloo"
     assert 4096 < found.from_bytes < 4 << 20
-    assert found.words.startswith("shared_memory native, from ") and "on gloo" in found.words
+    assert found.words.startswith("shared_memory native; for ")
+    assert found.words.endswith(" and more gloo")
     assert "4.1 kB 6.0 against 90.5 us by gloo" in found.reason
 
 

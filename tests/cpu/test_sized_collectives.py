@@ -45,7 +45,7 @@ def test_tokens_are_those_of_one_backend(tmp_path: Path) -> None:
     both = generate(*call, "--topology", topology, "--explain")
     assert both.returncode == 0, both.stderr
     explained = " ".join(both.stderr.split())
-    assert "shared_memory native, from" in explained and "on gloo" in explained
+    assert "shared_memory native; for" in explained and "and more gloo" in explained
     tokens = [row for row in json_lines(both.stdout)]
     for alone in ("shared_memory", "gloo"):
         one = generate(*call, "--collective", alone)

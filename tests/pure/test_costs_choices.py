@@ -101,7 +101,7 @@ def test_explain_has_one_line_a_choice() -> None:
         "device      cpu  (what the seat has)",
         "dtype       float32  (no AVX512_BF16 here, so 16-bit matmuls would be slower than "
         "float32)",
-        "KV dtype    float32  (the compute dtype)",
+        "KV dtype    float32  (the compute dtype; 256 B a token over all heads)",
         "threads     4  (8 cores over 2 ranks)",
         "collective  shared_memory native  (all ranks share a host)",
     ]

@@ -1,5 +1,7 @@
 """Tokens of a step by the ridge of the linears, bounded; the same for runtime and planner."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,12 +12,12 @@ from tpinfer.config.dtypes import DType
 from tpinfer.config.engine import DEFAULT_BATCHED_TOKENS
 from tpinfer.config.topology_reader import load_topology
 from tpinfer.costs.chunk import (
-    BEYOND_RIDGE,
+    BEYOND_FIXED,
     LEAST_TOKENS,
     MOST_OF_MEMORY,
     MOST_TOKENS,
     choose_chunk,
-    ridge_tokens,
+    fixed_tokens,
 )
 from tpinfer.costs.ledger import CostLedger
 from tpinfer.planner.placement import EngineSettings
@@ -35,7 +37,12 @@ def ceilings(flops: float, bytes_per_s: float, capacity: float = 80e9) -> Ceilin
 
 def test_the_ridge_is_that_of_the_roofline() -> None:
     # A weight of two bytes is two FLOPs a token: peak / bandwidth tokens, as good as exactly.
-    assert ridge_tokens(LEDGER, ceilings(800e12, 3e12)) == pytest.approx(800 / 3, rel=1e-6)
+    at_once = replace(ceilings(800e12, 3e12), kernel_floor_s=0.0)
+    assert fixed_tokens(LEDGER, at_once) == pytest.approx(800 / 3, rel=1e-6)
+    ops = sum(not LEDGER.kind(op_id).is_collective for op_id in LEDGER.op_ids())
+    per_token_s = 2 * 7e9 / 800e12  # about: layers of the 8 billion parameters
+    more = fixed_tokens(LEDGER, ceilings(800e12, 3e12)) - 800 / 3
+    assert more == pytest.approx(ops * 1e-6 / per_token_s, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +54,7 @@ def test_four_ridges_as_a_power_of_two_within_bounds(
 ) -> None:
     found = choose_chunk([LEDGER], [ceilings(flops, rate)], 256, 0.9)
     assert found.tokens == tokens
-    assert f"from {ridge_tokens(LEDGER, ceilings(flops, rate)):.0f} tokens on" in found.reason
+    assert f"multiplying {fixed_tokens(LEDGER, ceilings(flops, rate)):.0f} tokens" in found.reason
 
 
 def test_activations_bound_it() -> None:
@@ -71,7 +78,7 @@ def test_bounds_hold(flops: float, rate: float, capacity: float, rows: int) -> N
     if found > LEAST_TOKENS:
         room = MOST_OF_MEMORY * (capacity * 0.9 - LEDGER.weight_bytes)
         assert LEDGER.activation_bytes(found, rows) <= room
-        assert found < 2 * BEYOND_RIDGE * ridge_tokens(LEDGER, one)
+        assert found < 2 * BEYOND_FIXED * fixed_tokens(LEDGER, one)
     slower = ceilings(flops, rate / 2, capacity)
     assert choose_chunk([LEDGER], [slower], rows, 0.9).tokens >= found
 

@@ -46,7 +46,7 @@ class CollectiveChoice:
         named = f"{self.name} {self.variant}".strip()
         if self.large is None:
             return named
-        return f"{named}, from {format_size(self.from_bytes)} on {self.large.words}"
+        return f"{named}; for {format_size(self.from_bytes)} and more {self.large.words}"
 
 
 def choose_collective(

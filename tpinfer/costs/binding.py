@@ -55,7 +55,7 @@ class Binding:
     @property
     def place(self) -> str:
         """For people."""
-        return "as it is" if self.cores is None else f"cores {core_ranges(self.cores)}"
+        return "as it is" if self.cores is None else _cores(self.cores)
 
 
 def choose_binding(
@@ -72,7 +72,7 @@ def choose_binding(
     else:
         here, sharing = cores, max(1, local_world // len(layout.nodes))
     count, threads = layout.num_cores(here), len(here)
-    reason = f"{count} cores over {sharing} rank{'' if sharing == 1 else 's'}"
+    reason = f"{_counted(count, 'core')} over {_counted(sharing, 'rank')}"
     if count < threads:
         reason += f"; {threads} hardware threads are not counted twice"
     granted = layout.num_granted
@@ -115,9 +115,17 @@ def _place(
     cores = tuple(sorted(thread for node in nodes[first:last] for thread in node))
     named = f"node {first}" if last - first == 1 else f"nodes {first}-{last - 1}"
     return cores, (
-        f"{local_world} ranks on {len(nodes)} nodes: {named} cores {core_ranges(cores)}; its "
+        f"{local_world} ranks on {len(nodes)} nodes: {named} {_cores(cores)}; its "
         "memory lies there too, since pages go to the node that first touches them"
     )
+
+
+def _cores(cores: tuple[int, ...]) -> str:
+    return f"core{'' if len(cores) == 1 else 's'} {core_ranges(cores)}"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def core_ranges(cores: tuple[int, ...]) -> str:

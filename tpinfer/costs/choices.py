@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 from tpinfer.config.dtypes import DType
 from tpinfer.config.engine import EngineConfig
-from tpinfer.config.kv_cache import has_scales, kv_cache_dtype
+from tpinfer.config.kv_cache import has_scales, kv_cache_dtype, kv_vector_bytes
 from tpinfer.config.model import ModelSpec
+from tpinfer.config.units import format_size
 from tpinfer.costs.binding import Binding
 from tpinfer.sharding.partition import Partition
 
@@ -74,7 +75,7 @@ def choose_execution(
                 "device", device, "asked for" if config.device != "auto" else "what the seat has"
             ),
             Choice("dtype", dtype.value, dtype_reason),
-            _kv_dtype_choice(config, dtype),
+            _kv_dtype_choice(config, spec, dtype),
             Choice("threads", str(threads), why),
             *placed,
         ),
@@ -123,11 +124,15 @@ def kv_layout_choice(config: EngineConfig, spec: ModelSpec, partition: Partition
     return Choice("KV layout", "replicated", reason)
 
 
-def _kv_dtype_choice(config: EngineConfig, compute_dtype: DType) -> Choice:
+def _kv_dtype_choice(config: EngineConfig, spec: ModelSpec, compute_dtype: DType) -> Choice:
     dtype = kv_cache_dtype(config.kv_cache_dtype, compute_dtype)
     reason = "the compute dtype" if config.kv_cache_dtype == "auto" else "asked for"
+    vectors = 2 * spec.num_layers * spec.num_kv_heads
+    size = format_size(vectors * kv_vector_bytes(spec.head_dim, dtype))
+    reason += f"; {size} a token over all heads"
     if has_scales(dtype):
-        reason += "; a scale per token and head"
+        full = vectors * spec.head_dim * compute_dtype.num_bytes
+        reason += f", a scale per token and head with it, instead of {format_size(full)}"
     return Choice("KV dtype", dtype.value, reason)
 
 

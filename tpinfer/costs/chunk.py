@@ -12,10 +12,11 @@ from tpinfer.costs.ledger import CostLedger
 from tpinfer.costs.ops import OpKind, aggregate
 
 LEAST_TOKENS, MOST_TOKENS = 256, 8192
-BEYOND_RIDGE = 4
-"""Tokens of a step over those at which linears read their weights as long as they multiply. At
-four times as many, reading is a fifth of the step even where nothing of it overlaps; a longer
-step gains little more, and decodes beside it wait for all of it."""
+BEYOND_FIXED = 4
+"""Tokens of a step over those that linears multiply for as long as the step takes however few
+tokens it has: reading weights, starting ops and sums. At four times as many that is a fifth of the
+step even where nothing of it overlaps; a longer step gains little more, and decodes beside it wait
+for all of it."""
 MOST_OF_MEMORY = 0.1
 """Share of what weights leave that the activations of a step may take from the cache."""
 
@@ -43,28 +44,36 @@ def choose_chunk(
     return min(found, key=lambda chunk: chunk.tokens)
 
 
-def ridge_tokens(ledger: CostLedger, ceilings: Ceilings) -> float:
-    """Tokens at which a layer's linears take as long to multiply as to read their weights: the
-    ridge point of the roofline (Williams, Waterman and Patterson 2009), in tokens."""
+def fixed_tokens(ledger: CostLedger, ceilings: Ceilings) -> float:
+    """Tokens that the linears multiply for as long as a step takes however few it has. Where ops
+    and sums start in no time it is the ridge point of the roofline (Williams, Waterman and
+    Patterson 2009), in tokens."""
     one, two = (_linears(ledger, tokens) for tokens in (1, 2))
     flops_per_token = two[0] - one[0]
     weight_bytes = 2 * one[1] - two[1]
-    read_s = weight_bytes / ceilings.memory_level(ledger.weight_bytes).bytes_per_s
-    return read_s * arithmetic_rate(ledger.compute_dtype, ceilings) / flops_per_token
+    fixed_s = weight_bytes / ceilings.memory_level(ledger.weight_bytes).bytes_per_s
+    kinds = [ledger.kind(op_id) for op_id in ledger.op_ids()]
+    num_sums = sum(kind.is_collective for kind in kinds)
+    fixed_s += ceilings.kernel_floor_s * (len(kinds) - num_sums)
+    if ledger.partition.size > 1:
+        fixed_s += ceilings.collective_latency_s * num_sums
+    return fixed_s * arithmetic_rate(ledger.compute_dtype, ceilings) / flops_per_token
 
 
 def _of_rank(
     ledger: CostLedger, ceilings: Ceilings, max_num_seqs: int, memory_share: float
 ) -> Chunk:
-    ridge = ridge_tokens(ledger, ceilings)
+    fixed = fixed_tokens(ledger, ceilings)
     tokens = LEAST_TOKENS
-    while tokens < MOST_TOKENS and tokens < BEYOND_RIDGE * ridge:
+    while tokens < MOST_TOKENS and tokens < BEYOND_FIXED * fixed:
         tokens *= 2
     level = ceilings.memory_level(ledger.weight_bytes)
     rate = arithmetic_rate(ledger.compute_dtype, ceilings)
     reason = (
-        f"linears are bound by arithmetic from {ridge:.0f} tokens on ({rate / 1e9:.3g} GFLOPS, "
-        f"{level.name} {format_rate(level.bytes_per_s)}); {BEYOND_RIDGE} times as many, between "
+        f"what a step costs however short it is (weights at {format_rate(level.bytes_per_s)} of "
+        f"{level.name}, ops and sums at {ceilings.kernel_floor_s * 1e6:.1f} and "
+        f"{ceilings.collective_latency_s * 1e6:.1f} us each) is as long as multiplying "
+        f"{fixed:.0f} tokens at {rate / 1e9:.3g} GFLOPS; {BEYOND_FIXED} times as many, between "
         f"{LEAST_TOKENS} and {MOST_TOKENS}"
     )
     capacity = ceilings.memory[-1].capacity_bytes * memory_share

@@ -14,6 +14,7 @@ from tpinfer.config.engine import EngineConfig
 from tpinfer.config.errors import ConfigError
 from tpinfer.config.kv_cache import has_scales
 from tpinfer.config.model import ModelSpec
+from tpinfer.config.units import format_size
 from tpinfer.costs.choices import Choice
 from tpinfer.costs.kv_capacity import MemoryPlan, MemoryRequest, plan_memory
 from tpinfer.costs.ledger import CostLedger
@@ -74,7 +75,8 @@ def open_cache(
 def capacity_choice(memory: MemoryPlan, max_model_len: int) -> Choice:
     """The cache's size among what was decided."""
     room = memory.room(max_model_len).partition(": ")[2]
-    return Choice("KV cache", f"{memory.capacity_tokens} tokens", room)
+    each = f"{format_size(memory.kv_bytes_per_token)} a token on a rank that holds it"
+    return Choice("KV cache", f"{memory.capacity_tokens} tokens", f"{room}; {each}")
 
 
 def _memory_request(config: EngineConfig, seat: Seat, spec: ModelSpec) -> MemoryRequest:
