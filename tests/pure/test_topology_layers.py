@@ -300,3 +300,26 @@ def test_groups_follow_the_order_of_axes(order: str, first: tuple[str, str]):
     assert sorted(place for group in groups for place in group) == [
         ("me", str(i)) for i in range(8)
     ]
+
+
+UNEQUAL = (
+    HOST
+    + "    gpus: [{sku: h100-sxm-80g, ids: 0..0}, {sku: SECOND, ids: 1..1}]\n"
+    + "    links: [{kind: NVL, ids: 0..1, bw: 450GB/s}]\n"
+    + "placement: {tp: 2, shares: auto}\n"
+)
+
+
+def unequal(second: str, *settings: str) -> Topology:
+    return parse_topology(UNEQUAL.replace("SECOND", second), "two.yaml", None, settings)
+
+
+def test_auto_shares_are_those_of_the_memory_rates():
+    found = unequal("a100-sxm-80g")
+    rates = [ceilings(found, 0, i, num_ranks=2).memory[-1].bytes_per_s for i in (0, 1)]
+    assert found.shares == tuple(rates) and rates[0] > 1.3 * rates[1]
+    assert unequal("h100-sxm-80g").shares is None, "equal devices are cut evenly"
+    even = "placement.shares=[1, 1]"
+    assert unequal("a100-sxm-80g", even).shares == (1.0, 1.0)
+    with pytest.raises(TopologyError, match=r"placement\.shares is 'best'"):
+        unequal("a100-sxm-80g", "placement.shares=best")

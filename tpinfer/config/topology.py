@@ -17,6 +17,9 @@ from tpinfer.config.paths import distance, paths_within
 
 __all__ = ["Device", "Fabric", "Host", "Link", "Nic", "Place", "Placement", "Topology"]
 
+_ALIKE = 1.02
+"""Devices whose rates differ by less are equal: a cut along whole heads is coarser."""
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
@@ -31,6 +34,8 @@ class Placement:
     """Places of each tensor-parallel group in rank order; empty fills devices in file order."""
     shares: tuple[float, ...] | None = None
     """Relative part of the work per tensor-parallel rank; None cuts evenly."""
+    by_rates: bool = False
+    """Whether the shares are those of the ranks' memory rates (`shares: auto` in the file)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,22 @@ class Topology:
     def shares(self) -> tuple[float, ...] | None:
         """Part of the work per tensor-parallel rank, where the file gives one."""
         return self.placement.shares if self.placement else None
+
+    def rate_shares(self) -> tuple[float, ...] | None:
+        """The memory rate of each rank's device, in bytes/s: a decode step reads weights and cache
+        for most of its time, so ranks end it together where each holds what its memory can read.
+        None where rates are within 2 % of each other. Raises TopologyError for a device without.
+        """
+        rates = []
+        for rank in range(self.tp or 1):
+            ceilings = self.ceilings_of_rank(rank)
+            if ceilings is None:
+                raise TopologyError(
+                    f"{self.file}: shares: auto needs the rates of rank {rank}'s device; name its "
+                    "sku, give ceilings, or write the shares"
+                )
+            rates.append(ceilings.memory[-1].bytes_per_s)
+        return None if max(rates) <= _ALIKE * min(rates) else tuple(rates)
 
     def host(self, name: str | int) -> Host:
         """The host of that name or, for an int, at that place. Raises TopologyError."""

@@ -89,7 +89,11 @@ def parse_topology(
     _check_ceilings(topology, placement, fields.need("hosts"))
     if any(".links" in path or path.startswith("fabric") for path in set_paths):
         topology = replace(topology, as_written=parse_topology(text, file))
-    return with_measurement(topology, measured) if measured else topology
+    topology = with_measurement(topology, measured) if measured else topology
+    if topology.placement is None or not topology.placement.by_rates:
+        return topology
+    shares = topology.rate_shares()
+    return replace(topology, placement=replace(topology.placement, shares=shares))
 
 
 def with_measurement(topology: Topology, measured: Measurement) -> Topology:
@@ -213,7 +217,10 @@ def _placement(fields: Fields, hosts: tuple[Host, ...]) -> Placement:
     order, shares = fields.get("order"), fields.get("shares")
     if order and sorted(order.ids()) != sorted(_AXES):
         raise order.error(f"must name {', '.join(_AXES)} once each")
-    ratios = tuple(share.ratio() for share in shares.sequence()) if shares else None
+    by_rates = shares is not None and shares.is_scalar and shares.choice("auto") == "auto"
+    ratios = None
+    if shares and not by_rates:
+        ratios = tuple(share.ratio() for share in shares.sequence())
     if shares and ratios and len(ratios) != counts["tp"]:
         raise shares.error(f"has {len(ratios)} parts for tp: {counts['tp']}; give one per rank")
     return Placement(
@@ -221,6 +228,7 @@ def _placement(fields: Fields, hosts: tuple[Host, ...]) -> Placement:
         order=order.ids() if order else _AXES,
         groups=_groups(fields, counts, hosts),
         shares=ratios,
+        by_rates=by_rates,
     )
 
 

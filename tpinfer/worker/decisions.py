@@ -9,6 +9,7 @@ from tpinfer.config.engine import EngineConfig
 from tpinfer.config.environment import read_environment
 from tpinfer.config.model import ModelSpec
 from tpinfer.config.topology import Topology
+from tpinfer.config.units import format_rate
 from tpinfer.costs.binding import Binding, CoreLayout, choose_binding
 from tpinfer.costs.choices import Choice, ExecutionChoices, choose_execution
 from tpinfer.costs.chunk import choose_chunk
@@ -32,8 +33,19 @@ def decide(
     choices = choose_execution(
         config, spec, seat.device, seat.local_world, machine.num_cores, machine.cpu_flags, binding
     )
+    if topology is not None and topology.placement and topology.placement.by_rates:
+        choices = choices.with_choice(_shares_choice(topology))
     config, choices = _with_chunk(config, spec, partition, topology, choices)
     return config, choices, binding.cores if binding else None
+
+
+def _shares_choice(topology: Topology) -> Choice:
+    if topology.shares is None:
+        return Choice("shares", "even", f"every device of {topology.file} reads as fast")
+    rates = ", ".join(format_rate(rate) for rate in topology.shares)
+    total = sum(topology.shares)
+    parts = " : ".join(f"{100 * rate / total:.0f} %" for rate in topology.shares)
+    return Choice("shares", parts, f"memory of the ranks reads {rates} by {topology.file}")
 
 
 def make_ledger(
