@@ -353,10 +353,10 @@ def listening(seat: Seat, backend: str) -> list[str]:
     return found
 
 
-def sized_sums(seat: Seat, from_bytes: int) -> list[Any]:
-    """[backends, sums that are wrong, whether bound and plain calls agree] of small and large sums
-    over the ring and gloo side by side."""
-    group = open_sized(seat, from_bytes)
+def sized_sums(seat: Seat, from_bytes: int, pair: list[str]) -> list[Any]:
+    """[backends, sums that are wrong, whether bound and plain calls agree, whether waits are
+    measured] of small and large sums over two backends side by side."""
+    group = open_sized(seat, from_bytes, *pair)
     wrong, same = [], True
     with group:
         bound = group.bind_all_reduce(1 << 20, DType.FLOAT32)
@@ -389,14 +389,14 @@ def die_in_a_large_sum(seat: Seat, from_bytes: int) -> str:
     return "nothing happened"
 
 
-def open_sized(seat: Seat, from_bytes: int) -> Group:
-    """The ring, and gloo from `from_bytes` on, by curves that cross there."""
-    ring = CollectiveFit(
-        "all_reduce", "shared_memory", False, 1e-5, 0, 1e7, 1e-5, 0, 1e7, 512, 1 << 20, 0.0
-    )
+def open_sized(
+    seat: Seat, from_bytes: int, small: str = "shared_memory", large: str = "gloo"
+) -> Group:
+    """Two backends, the second from `from_bytes` on, by curves that cross there."""
+    ring = CollectiveFit("all_reduce", small, False, 1e-5, 0, 1e7, 1e-5, 0, 1e7, 512, 1 << 20, 0.0)
     gap_s = (from_bytes - 0.5) / 1e7 * 2 * (seat.world - 1) / seat.world
     gloo = replace(
-        ring, by="gloo", a_s=1e-5 + gap_s, c_s=1e-5 + gap_s, b1_bytes_per_s=1e15,
+        ring, by=large, a_s=1e-5 + gap_s, c_s=1e-5 + gap_s, b1_bytes_per_s=1e15,
         b2_bytes_per_s=1e15,
     )  # fmt: skip
     curves = CollectiveCurves(seat.world, 4, 1 << 22, (ring, gloo), "made up")

@@ -7,6 +7,7 @@ import pytest
 
 from tests.cpu.ranks import rank_values, run_ranks
 from tests.cpu.tpinfer_command import generate, json_lines
+from tpinfer.collectives.deepspeed_shm import library_path
 
 CASES = "tests.cpu.collective_cases"
 TOPOLOGY = """
@@ -26,8 +27,19 @@ pytestmark = pytest.mark.ranks
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_each_size_goes_its_own_way_and_sums_are_right(size: int, run_name: str) -> None:
-    found = rank_values(f"{CASES}:sized_sums", size, run_name, {"from_bytes": 4096})
+    arguments = {"from_bytes": 4096, "pair": ["shared_memory", "gloo"]}
+    found = rank_values(f"{CASES}:sized_sums", size, run_name, arguments)
     assert found == [["shared_memory+gloo", [], True, True]] * size
+
+
+@pytest.mark.skipif(not library_path().is_file(), reason="DeepSpeed's op is not built")
+@pytest.mark.parametrize("pair", [["shared_memory", "deepspeed"], ["deepspeed", "shared_memory"]])
+def test_deepspeeds_op_and_the_ring_inside_it(pair: list[str], run_name: str) -> None:
+    arguments = {"from_bytes": 4096, "pair": pair}
+    found = rank_values(f"{CASES}:sized_sums", 2, run_name, arguments)
+    assert [(name, wrong, same) for name, wrong, same, _ in found] == [
+        ("shared_memory", [], True)
+    ] * 2
 
 
 def test_a_rank_that_dies_ends_the_second_backend_too(run_name: str) -> None:
