@@ -106,6 +106,34 @@ def test_whose_omp_num_threads_it_is(
     assert found.num_threads == wish
 
 
+@pytest.mark.parametrize(
+    ("launcher", "usable", "parent", "world", "sharing", "threads"),
+    [
+        ("mpirun", 8, 16, 2, 1, 8),  # each rank has a socket of its own
+        ("mpirun", 8, 16, 4, 2, 4),
+        ("slurm", 1, 16, 2, 1, 1),
+        ("mpirun", 8, 8, 2, None, 4),  # everything was given the same eight
+        ("mpirun", 8, 0, 2, None, 4),
+        ("torchrun", 8, 16, 2, None, 4),
+    ],
+)
+def test_cores_that_a_launcher_gave_to_one_rank_are_not_divided_again(
+    launcher: Starter,
+    usable: int,
+    parent: int,
+    world: int,
+    sharing: int | None,
+    threads: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    wishes = thread_wishes(read_environment({}), seat(launcher, world), usable, parent)
+    assert wishes.num_sharing == sharing
+    assert (wishes.bound_by == launcher) == (launcher != "torchrun")
+    layout = CoreLayout((tuple(range(usable)),))
+    assert choose_binding(layout, 0, world, wishes).num_threads == threads
+
+
 def test_openmp_variables_are_seen() -> None:
     variables = {"GOMP_CPU_AFFINITY": "0-3", "OMP_PLACES": ""}
     found = thread_wishes(read_environment(variables), seat("tpinfer"), 8)

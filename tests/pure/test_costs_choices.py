@@ -1,13 +1,20 @@
 """What is decided for a machine: each choice, the reason beside it, and the lines of --explain."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.pure.models import tiny
+from tpinfer.config.ceilings import Ceilings, MemoryLevel
 from tpinfer.config.dtypes import DType
 from tpinfer.config.engine import COMPUTE_DTYPES, DeviceName, EngineConfig
-from tpinfer.costs.choices import Choice, ExecutionChoices, choose_execution
+from tpinfer.costs.choices import (
+    Choice,
+    ExecutionChoices,
+    choose_execution,
+    linears_choice,
+)
 
 F32, BF16, F16 = DType.FLOAT32, DType.BFLOAT16, DType.FLOAT16
 OLD_CPU = ("avx2",)
@@ -91,6 +98,28 @@ def test_every_choice_has_a_reason_and_the_record_agrees_with_the_fields() -> No
 def test_the_same_machine_gives_the_same_choices() -> None:
     assert choose(BF16, flags=SERVER_CPU) == choose(BF16, flags=tuple(reversed(SERVER_CPU)))
     assert choose(BF16, flags=SERVER_CPU) != choose(BF16, flags=OLD_CPU)
+
+
+def test_what_products_reach_is_said_beside_the_dtype() -> None:
+    config, spec = EngineConfig(Path("model")), tiny(dtype=BF16)
+    rates = Ceilings((MemoryLevel("DRAM", 1, 1.0),), {F32: 2e11}, 0.0, 0.0, 1.0, "box.yaml")
+
+    def said(ceilings: Ceilings, *flags: str) -> str:
+        found = choose_execution(config, spec, "cpu", 1, 8, flags, None, ceilings)
+        return reason(found, "dtype")
+
+    assert said(rates).endswith("float32; products at 200 GFLOPS, by box.yaml")
+    assert said(rates, "avx512_bf16") == "the checkpoint's", "nobody measured bfloat16"
+    both = replace(rates, flops_per_s={F32: 2e11, BF16: 4.04e11})
+    assert said(both, "avx512_bf16") == (
+        "the checkpoint's; products at 404 GFLOPS, 200 in float32, by box.yaml"
+    )
+    assert said(both).endswith("products at 200 GFLOPS, 404 in bfloat16, by box.yaml")
+
+
+def test_weights_that_lie_packed_are_counted() -> None:
+    assert linears_choice(True, 1_190_000_000).reason.startswith("1.19 GB copied into")
+    assert "over 21 MB of weights" in linears_choice(False, 21_000_000).reason
 
 
 def test_explain_has_one_line_a_choice() -> None:

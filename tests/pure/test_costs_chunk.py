@@ -16,6 +16,7 @@ from tpinfer.costs.chunk import (
     LEAST_TOKENS,
     MOST_OF_MEMORY,
     MOST_TOKENS,
+    LinearFormat,
     choose_chunk,
     fixed_tokens,
 )
@@ -23,11 +24,13 @@ from tpinfer.costs.ledger import CostLedger
 from tpinfer.planner.placement import EngineSettings
 from tpinfer.planner.precision import precision_named
 from tpinfer.planner.predict import Planner
+from tpinfer.planner.search import estimate_all
 from tpinfer.planner.workload import Workload
 from tpinfer.sharding.partition import partition_model
 
 SPEC = shape("llama-3.1-8b")
 LEDGER = CostLedger(SPEC, partition_model(SPEC, 1), 0, DType.BFLOAT16, DType.BFLOAT16)
+WORK = Workload(64, 16, 8)
 
 
 def ceilings(flops: float, bytes_per_s: float, capacity: float = 80e9) -> Ceilings:
@@ -91,7 +94,7 @@ def test_all_ranks_of_unequal_devices_take_the_least() -> None:
 
 def test_the_plan_takes_what_the_runtime_takes() -> None:
     topology = machine("dgx-h100")
-    planner = Planner(SPEC, topology, precision_named("bf16"), Workload(64, 16, 8))
+    planner = Planner(SPEC, topology, precision_named("bf16"), WORK)
     for tp in (1, 2):
         partition = partition_model(SPEC, tp)
         ledgers = [
@@ -99,12 +102,40 @@ def test_the_plan_takes_what_the_runtime_takes() -> None:
         ]
         rates = [topology.ceilings_of_rank(rank, tp) for rank in range(tp)]
         wanted = choose_chunk(ledgers, rates, 64, 0.9)
-        assert planner.chunk(tp, EngineSettings(64)) == wanted.tokens
-    assert planner.chunk(64, EngineSettings(64)) == DEFAULT_BATCHED_TOKENS, "too few devices"
+        assert planned(planner, tp) == wanted.tokens
+    assert planned(planner, 64) == DEFAULT_BATCHED_TOKENS, "too few devices"
     laptop = load_topology("cpu-laptop")
-    assert (
-        Planner(SPEC, laptop, precision_named("fp32"), Workload(64, 16, 8)).chunk(
-            2, EngineSettings(64)
-        )
-        == LEAST_TOKENS
+    assert planned(Planner(SPEC, laptop, precision_named("fp32"), WORK), 2) == LEAST_TOKENS
+
+
+def planned(planner: Planner, tp: int) -> int:
+    """Tokens of a step on so many ranks."""
+    return planner.with_chunk(tp, EngineSettings(64)).max_num_batched_tokens
+
+
+def test_quantized_linears_leave_room_and_are_read_sooner() -> None:
+    large, topology = shape("llama-3.1-70b"), machine("hgx-h200")
+    wide, narrow = (
+        planned(Planner(large, topology, precision_named(name), WORK), 1)
+        for name in ("bf16", "fp8")
     )
+    # 141 GB of bfloat16 weights leave an H200 nothing; 73 GB of float8 some 50 GB.
+    assert wide == LEAST_TOKENS < narrow
+    one = replace(ceilings(800e12, 3e12), kernel_floor_s=0.0)
+    stored = LinearFormat(1.0, DType.INT8)
+    assert fixed_tokens(LEDGER, one, stored) == pytest.approx(fixed_tokens(LEDGER, one) / 2)
+    twice = replace(one, flops_per_s={**one.flops_per_s, DType.INT8: 1600e12})
+    assert fixed_tokens(LEDGER, twice, stored) == pytest.approx(fixed_tokens(LEDGER, one))
+    same = LinearFormat(2.0, DType.BFLOAT16)
+    assert choose_chunk([LEDGER], [one], 64, 0.9, same) == choose_chunk([LEDGER], [one], 64, 0.9)
+
+
+def test_a_search_gives_each_placement_the_chunk_the_runtime_would_choose_there() -> None:
+    planner = Planner(SPEC, machine("dgx-h100"), precision_named("bf16"), WORK)
+    named = EngineSettings(8, 77)
+    estimates, _ = estimate_all(planner, named, (False, True))
+    for tp in (1, 8):
+        tried = {p.settings.max_num_batched_tokens for p, _ in estimates if p.tp == tp}
+        assert planner.with_chunk(tp, named).max_num_batched_tokens in tried and 77 not in tried
+    estimates, _ = estimate_all(planner, named, (False, False))
+    assert {plan.settings.max_num_batched_tokens for plan, _ in estimates} == {77}

@@ -63,6 +63,14 @@ def test_the_size_of_the_message_decides() -> None:
     assert chosen(laptop(RING, DIRECT), 1024, 2048).large is None
 
 
+def test_of_two_fits_of_one_backend_the_quicker_counts() -> None:
+    in_graph = replace(DIRECT, graph=True, a_s=DIRECT.a_s / 2, c_s=DIRECT.c_s / 2)
+    for fits in ((RING, DIRECT, in_graph), (in_graph, RING, DIRECT)):
+        curves = collective_curves(laptop(*fits), 2, 2048, 4 << 20)
+        assert curves is not None
+        assert curves.fits == (in_graph, RING)
+
+
 def test_links_of_the_file_count_where_nothing_was_measured() -> None:
     topology = parse_topology(LINKS, "two.yaml")
     found = chosen(topology)

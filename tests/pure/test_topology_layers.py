@@ -162,6 +162,19 @@ def test_a_link_of_another_kind_sets_measured_collectives_aside():
     assert later.b2_bytes_per_s == measured_fit().b2_bytes_per_s
 
 
+def test_a_measurement_over_links_that_stayed_is_still_one():
+    same = pcie("hosts.box.links.0.bw=32GB/s", measured=True)
+    moved = pcie("hosts.box.links.0.bw=16GB/s", measured=True)
+    assert not same.is_rescaled(PAIR, "nccl") and moved.is_rescaled(PAIR, "nccl")
+    assert ceilings(same, num_ranks=2).origins["all_reduce.rate"] == Origin.MEASURED
+    assert same.collective_fit(PAIR) == pcie(measured=True).collective_fit(PAIR)
+
+
+def test_where_set_forbids_copies_what_was_measured_of_them_is_set_aside():
+    assert pcie(measured=True).collective_fit(PAIR) is not None
+    assert pcie("hosts.box.p2p=false", measured=True).collective_fit(PAIR) is None
+
+
 def test_setting_cards_sets_their_measurement_aside():
     found = pcie("hosts.box.gpus.sku=l4", measured=True)
     assert ceilings(found, num_ranks=2).memory[-1].capacity_bytes == 24 * 10**9

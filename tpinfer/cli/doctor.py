@@ -122,15 +122,19 @@ def _choices(machine: Machine, tp: int) -> list[str]:
     from tpinfer.config.huggingface import read_model_spec
     from tpinfer.costs.choices import Choice, choose_execution
     from tpinfer.embedded.locate import embedded_model
-    from tpinfer.launching.seat import choose_device
+    from tpinfer.launching.seat import Seat, choose_device
+    from tpinfer.worker.decisions import rank_binding
 
     try:
         device = choose_device("auto", 0, tp, len(machine.gpus))
         directory = embedded_model()
         config = EngineConfig(model_dir=directory, tp=tp)
+        seat = Seat(0, tp, 0, tp, device, "doctor", 0, "tpinfer" if tp > 1 else "single")
+        binding = rank_binding(seat, machine) if device == "cpu" else None
         chosen = choose_execution(
-            config, read_model_spec(directory), device, tp, machine.num_cores, machine.cpu_flags
-        )
+            config, read_model_spec(directory), device, tp, machine.num_cores, machine.cpu_flags,
+            binding,
+        )  # fmt: skip
         facts = machine.cpu_flags, machine.num_cores, machine.shared_memory_free_bytes
         device_type = device.partition(":")[0]
         found = gather_facts(device_type, tp, tp, "tpinfer", facts, len(machine.gpus))

@@ -126,11 +126,7 @@ def _planner(args: argparse.Namespace) -> "tuple[Planner, EngineSettings]":
         rows, DEFAULT_BATCHED_TOKENS if given is None else given, args.memory_utilization
     )
     slo = parse_slo(args.slo) if args.slo else Slo()
-    planner = Planner(spec, topology, precision, workload, slo, traits)
-    if given is None:
-        tp = args.tp or topology.tp or 1
-        settings = replace(settings, max_num_batched_tokens=planner.chunk(tp, settings))
-    return planner, settings
+    return Planner(spec, topology, precision, workload, slo, traits), settings
 
 
 def _sizes(args: argparse.Namespace) -> tuple[int, int, int] | None:
@@ -149,6 +145,8 @@ def _found(
     from tpinfer.planner.search import fixed, search
 
     if sizes is not None:
+        if args.max_num_batched_tokens is None:
+            settings = planner.with_chunk(sizes[0], settings)
         return fixed(planner, sizes, settings, args.num_requests)
     is_free = (args.max_num_seqs is None, args.max_num_batched_tokens is None)
     return search(planner, settings, is_free, args.num_requests)

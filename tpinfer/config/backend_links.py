@@ -15,10 +15,10 @@ def scaled_fit(
 ) -> CollectiveFit | None:
     """`fit`, measured over `before`, as it would be over `after`: its rates go with those of the
     slowest link, its least times with those of the latest. None where the links are of other kinds;
-    as it was where the backend has no links of its own."""
+    as it was where they are the same, or the backend has none of its own."""
     if [link.kind for link in before] != [link.kind for link in after]:
         return None
-    if not before:
+    if tuple(before) == tuple(after):
         return fit
     rate = _slowest(after) / _slowest(before)
     later = max(one.latency_s for one in after) / max(one.latency_s for one in before)

@@ -159,9 +159,9 @@ class Topology:
         self, group: tuple[Place, ...], op: str = "all_reduce", graph: bool | None = None
     ) -> tuple[CollectiveFit, ...]:
         """What was measured of a collective over `group`, or over one just like it - as many ranks,
-        joined by the same kinds of paths - one fit for each backend. Where `--set` changed the
-        links that a backend uses, its fit is scaled like them; nothing is left of a measurement
-        over paths that are no longer there.
+        joined by the same kinds of paths - by each backend, in a replayed graph and out of one.
+        Where `--set` changed the links that a backend uses, its fit is scaled like them; nothing
+        is left of a measurement over paths that are no longer there.
         """
         if self.measured is None:
             return ()
@@ -196,6 +196,11 @@ class Topology:
         64 KiB message. None where nothing was measured."""
         fits = [f for f in self.collective_fits(group, op, graph) if by in (None, f.by)]
         return min(fits, key=lambda fit: fit.seconds(1 << 16, len(group)), default=None)
+
+    def is_rescaled(self, group: tuple[Place, ...], by: str) -> bool:
+        """Whether `--set` has changed the paths that the backend `by` was measured over."""
+        written = self.as_written
+        return written is not None and written.links_of(group, by) != self.links_of(group, by)
 
     def links_of(self, group: tuple[Place, ...], by: str) -> tuple[Link, ...]:
         """The paths that the backend `by` uses between the ranks of a group. Of a CPU host's links
@@ -257,7 +262,7 @@ class Topology:
             return (0.0, float("inf")), Origin.SPEC
         fit = self.collective_fit(group)
         if fit is not None:
-            origin = Origin.MEASURED if self.as_written is None else Origin.ASSUMED
+            origin = Origin.ASSUMED if self.is_rescaled(group, fit.by) else Origin.MEASURED
             return (fit.latency_s(len(group)), fit.bytes_per_s), origin
         links = self.paths(group)
         num_peers = len(group) - 1

@@ -87,13 +87,18 @@ def parse_topology(
         set_paths=set_paths,
     )
     _check_ceilings(topology, placement, fields.need("hosts"))
-    if any(".links" in path or path.startswith("fabric") for path in set_paths):
+    if any(_is_of_paths(path) for path in set_paths):
         topology = replace(topology, as_written=parse_topology(text, file))
     topology = with_measurement(topology, measured) if measured else topology
     if topology.placement is None or not topology.placement.by_rates:
         return topology
     shares = topology.rate_shares()
     return replace(topology, placement=replace(topology.placement, shares=shares))
+
+
+def _is_of_paths(set_path: str) -> bool:
+    """Whether a value of `--set` says how devices are joined."""
+    return ".links" in set_path or ".p2p" in set_path or set_path.startswith("fabric")
 
 
 def with_measurement(topology: Topology, measured: Measurement) -> Topology:

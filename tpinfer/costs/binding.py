@@ -40,6 +40,8 @@ class ThreadWishes:
     """Variable that tells OpenMP where its threads run, such as GOMP_CPU_AFFINITY."""
     bound_by: str | None = None
     """Launcher that has bound this rank already, such as mpirun."""
+    num_sharing: int | None = None
+    """Ranks that it has bound to the same cores; None where that is unknown, and may be all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ def choose_binding(
         return Binding(cores, why, wishes.num_threads, "OMP_NUM_THREADS says so")
     everything = tuple(thread for node in layout.nodes for thread in node)
     if cores is None or wishes.bound_by is not None:
-        here, sharing = everything, local_world
+        here, sharing = everything, wishes.num_sharing or local_world
     else:
         here, sharing = cores, max(1, local_world // len(layout.nodes))
     count, threads = layout.num_cores(here), len(here)

@@ -6,6 +6,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
+from tpinfer.config.ceilings import Ceilings
 from tpinfer.config.dtypes import DType
 from tpinfer.config.engine import EngineConfig
 from tpinfer.config.kv_cache import has_scales, kv_cache_dtype, kv_vector_bytes
@@ -54,9 +55,10 @@ def choose_execution(
     num_cores: int,
     cpu_flags: Collection[str],
     binding: Binding | None = None,
+    ceilings: Ceilings | None = None,
 ) -> ExecutionChoices:
     """Decide dtype and threads of a rank that sits on `device` (`cpu` or `cuda:i`); `binding` says
-    more of the threads where it is known."""
+    more of the threads where it is known, `ceilings` what its arithmetic reaches."""
     device_type = device.partition(":")[0]
     dtype, dtype_reason = _dtype(config, spec, cpu_flags, device_type)
     threads = max(1, num_cores // ranks_per_host)
@@ -74,7 +76,7 @@ def choose_execution(
             Choice(
                 "device", device, "asked for" if config.device != "auto" else "what the seat has"
             ),
-            Choice("dtype", dtype.value, dtype_reason),
+            Choice("dtype", dtype.value, dtype_reason + _rates(dtype, spec, ceilings)),
             _kv_dtype_choice(config, spec, dtype),
             Choice("threads", str(threads), why),
             *placed,
@@ -97,12 +99,13 @@ def sampling_choice(is_native: bool, reason: str) -> Choice:
     return Choice("sampling", "reference", f"plain torch, the same tokens; {reason}")
 
 
-def linears_choice(is_packed: bool) -> Choice:
-    """How weights lie for matrix products."""
+def linears_choice(is_packed: bool, weight_bytes: int) -> Choice:
+    """How the `weight_bytes` of a rank's linears and head lie for matrix products."""
+    size = format_size(weight_bytes)
     if is_packed:
-        reason = "copied into oneDNN's blocks once; a tied head beside the embedding"
+        reason = f"{size} copied into oneDNN's blocks once; a tied head beside the embedding"
         return Choice("linears", "packed", reason)
-    return Choice("linears", "plain", "torch's product over the weights as they lie")
+    return Choice("linears", "plain", f"torch's product over {size} of weights as they lie")
 
 
 def kv_layout_choice(config: EngineConfig, spec: ModelSpec, partition: Partition) -> Choice:
@@ -134,6 +137,16 @@ def _kv_dtype_choice(config: EngineConfig, spec: ModelSpec, compute_dtype: DType
         full = vectors * spec.head_dim * compute_dtype.num_bytes
         reason += f", a scale per token and head with it, instead of {format_size(full)}"
     return Choice("KV dtype", dtype.value, reason)
+
+
+def _rates(dtype: DType, spec: ModelSpec, ceilings: Ceilings | None) -> str:
+    """What products reach in `dtype` and in what else might have been taken."""
+    if ceilings is None or dtype not in ceilings.flops_per_s:
+        return ""
+    rates = ceilings.flops_per_s
+    others = dict.fromkeys(one for one in (spec.dtype, DType.FLOAT32) if one is not dtype)
+    against = "".join(f", {rates[one] / 1e9:.3g} in {one}" for one in others if one in rates)
+    return f"; products at {rates[dtype] / 1e9:.3g} GFLOPS{against}, by {ceilings.origin}"
 
 
 def _dtype(

@@ -112,12 +112,15 @@ def planned_fits(
 
 def _known(topology: Topology, group: tuple[Place, ...]) -> tuple[dict[str, CollectiveFit], str]:
     """(fits by backend, where they come from): measured, else by two links or more."""
-    fits = {fit.by: fit for fit in topology.collective_fits(group)}
+    names = sorted({fit.by for fit in topology.collective_fits(group)})
+    found = {name: topology.collective_fit(group, by=name) for name in names}
+    fits = {name: fit for name, fit in found.items() if fit is not None}
     if not fits:
         by_links = _by_links(topology, group)
         return (by_links if len(by_links) > 1 else {}), f"links of {topology.file}"
     assert topology.measured is not None, "fits were measured"
-    scaled = "" if topology.as_written is None else " and scaled as --set says"
+    is_scaled = any(topology.is_rescaled(group, name) for name in fits)
+    scaled = " and scaled as --set says" if is_scaled else ""
     return fits, f"measured {topology.measured.date[:10]}{scaled}"
 
 

@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 
+from tpinfer.config.dtypes import DType
 from tpinfer.config.engine import DEFAULT_BATCHED_TOKENS
 from tpinfer.config.errors import ConfigError
 from tpinfer.config.model import ModelSpec
 from tpinfer.config.topology import Placement, Topology
-from tpinfer.costs.chunk import choose_chunk
+from tpinfer.costs.chunk import LinearFormat, choose_chunk
 from tpinfer.costs.ledger import CostLedger
 from tpinfer.planner.estimate import Estimate, Estimator
 from tpinfer.planner.fit import Fit, Fitter
@@ -49,6 +50,7 @@ class Planner:
         reserved = (traits or Traits()).reserved_bytes
         self._fitter = Fitter(spec, topology, precision, reserved)
         self._models: dict[tuple[int, ...], StepModel] = {}
+        self._chunks: dict[tuple[int, int, float], int] = {}
 
     def fit(self, sizes: tuple[int, int, int], settings: EngineSettings) -> Fit:
         """Whether (tp, pp, dp) ranks can do it."""
@@ -64,9 +66,15 @@ class Planner:
             )
         return self._models[key]
 
-    def chunk(self, tp: int, settings: EngineSettings) -> int:
-        """Tokens of a step that the runtime chooses on `tp` ranks where the user names none; the
-        default for more ranks than there are places."""
+    def with_chunk(self, tp: int, settings: EngineSettings) -> EngineSettings:
+        """`settings` with the tokens of a step that the runtime chooses on `tp` ranks where nobody
+        names a number; the default for more ranks than there are places."""
+        key = tp, settings.max_num_seqs, settings.memory_utilization
+        if key not in self._chunks:
+            self._chunks[key] = self._chunk(*key)
+        return replace(settings, max_num_batched_tokens=self._chunks[key])
+
+    def _chunk(self, tp: int, max_num_seqs: int, memory_share: float) -> int:
         own = self.topology.placement
         shares = own.shares if own is not None and own.tp == tp else None
         try:
@@ -74,10 +82,12 @@ class Planner:
             ceilings = [self.topology.ceilings_of_rank(rank, tp) for rank in range(tp)]
         except ConfigError:  # the placement does not fit, which its plan says
             return DEFAULT_BATCHED_TOKENS
-        kinds = self.precision.activation, self.precision.kv
+        precision = self.precision
+        kinds = precision.activation, precision.kv
         ledgers = [CostLedger(self.spec, partition, rank, *kinds) for rank in range(tp)]
-        share = settings.memory_utilization
-        return choose_chunk(ledgers, ceilings, settings.max_num_seqs, share).tokens
+        known = next((dtype for dtype in DType if dtype == precision.product), DType.BFLOAT16)
+        linears = LinearFormat(precision.weight_bytes, known)
+        return choose_chunk(ledgers, ceilings, max_num_seqs, memory_share, linears).tokens
 
     def estimate(self, fit: Fit, settings: EngineSettings) -> Plan:
         """The plan by its steady state."""

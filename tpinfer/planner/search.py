@@ -49,7 +49,7 @@ def search(
     num_requests: int | None = None,
 ) -> Found:
     """Try every placement with every engine setting that `is_free`: (sequences of a step, tokens of
-    a step)."""
+    a step); of tokens the runtime's own choice for each placement goes before others."""
     estimates, misfits = estimate_all(planner, settings, is_free)
     chosen = shortlist([plan for plan, _ in estimates], MOST_SIMULATED)
     plans = [
@@ -70,11 +70,12 @@ def estimate_all(
     misfits: list[Plan] = []
     fitting = []
     for sizes in sizes_to_try(planner.topology, planner.spec):
-        fit = planner.fit(sizes, settings)
+        own = planner.with_chunk(sizes[0], settings) if is_free[1] else settings
+        fit = planner.fit(sizes, own)
         if fit.fits:
-            fitting.append((sizes, list(_settings(planner, sizes, settings, is_free))))
+            fitting.append((sizes, list(_settings(planner, sizes, own, is_free))))
         else:
-            misfits.append(planner.estimate(fit, settings))
+            misfits.append(planner.estimate(fit, own))
     # Every placement gets its first settings before any gets its last.
     for place in range(max((len(tried) for _, tried in fitting), default=0)):
         for sizes, tried in fitting:

@@ -29,10 +29,10 @@ def decide(
     machine: Machine,
 ) -> tuple[EngineConfig, ExecutionChoices, tuple[int, ...] | None]:
     """(settings with nothing left open, choices, cores to bind the rank to or None)."""
-    binding = _binding(seat, machine, topology) if seat.device == "cpu" else None
-    choices = choose_execution(
-        config, spec, seat.device, seat.local_world, machine.num_cores, machine.cpu_flags, binding
-    )
+    binding = rank_binding(seat, machine, topology) if seat.device == "cpu" else None
+    ceilings = topology.ceilings_of_rank(seat.rank, partition.size) if topology else None
+    facts = seat.local_world, machine.num_cores, machine.cpu_flags
+    choices = choose_execution(config, spec, seat.device, *facts, binding, ceilings)
     if topology is not None and topology.placement and topology.placement.by_rates:
         choices = choices.with_choice(_shares_choice(topology))
     config, choices = _with_chunk(config, spec, partition, topology, choices)
@@ -55,7 +55,7 @@ def make_ledger(
     return CostLedger(spec, partition, rank, choices.compute_dtype, choices.kv_dtype)
 
 
-def _binding(seat: Seat, machine: Machine, topology: Topology | None) -> Binding:
+def rank_binding(seat: Seat, machine: Machine, topology: Topology | None = None) -> Binding:
     """Where a CPU rank runs: by the memory nodes that a topology of this one host lists, else by
     what the kernel says."""
     nodes = machine.numa_nodes

@@ -35,14 +35,18 @@ def choose_kernels(
     """The kernels, and the choices with each one's reason on record. Takes the linears' weights out
     of `parameters`."""
     packs = can_pack(to_torch(choices.compute_dtype), device)
+    held = {name: tensor.nbytes for name, tensor in parameters.items()}
     matmuls = bind_matmuls(parameters, packed_matmul if packs else plain_matmul)
+    linear_bytes = sum(size for name, size in held.items() if name not in parameters)
+    if "head.weight" not in held:  # the embedding is multiplied with, and stays
+        linear_bytes += held["embed.weight"]
     attention, why_attention, passes, why_passes = None, "on a GPU", None, "on a GPU"
     if device.type == "cpu":
         dtypes = to_torch(choices.compute_dtype), to_torch(choices.kv_dtype)
         attention, why_attention = load_native_attention(choices.num_threads, dtypes)
         passes, why_passes = load_native_passes(choices.num_threads)
     for choice in (
-        linears_choice(packs),
+        linears_choice(packs, linear_bytes),
         attention_choice(attention is not None, why_attention),
         sampling_choice(passes is not None, why_passes),
     ):
