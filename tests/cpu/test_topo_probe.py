@@ -40,12 +40,13 @@ def test_what_two_ranks_and_then_one_reach(tmp_path: Path) -> None:
     assert {gemm.rows for gemm in two.gemms} >= {1, 2, 64}
     assert all(gemm.flops_per_s > 0 for gemm in two.gemms)
     kinds = {op.kind for op in two.ops}
-    assert {"embed", "linear", "norm", "rope", "attention", "activation", "reduce"} <= kinds
+    assert {"embed", "linear", "norm", "rope", "attention", "activation"} <= kinds
     linear = next(op for op in two.ops if op.kind == "linear")
     assert set(linear.rates) >= {1, 8, 64, 512} and linear.dtype is DType.BFLOAT16
     assert all(op.floor_s or op.bytes_per_s or op.flops_per_s or op.rates for op in two.ops)
     assert "linear" in done.stdout
     [group] = read_measured(beside).groups
+    assert {op.kind for op in group.ops} >= {"reduce", "gather"}
     assert {fit.op for fit in group.collectives} == {"all_reduce", "all_gather"}
     assert {"shared_memory", "gloo"} <= {fit.by for fit in group.collectives}
 

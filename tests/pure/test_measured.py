@@ -77,7 +77,13 @@ def example() -> Measurement:
                 ),
             ),
         ),
-        groups=(GroupMeasurement((("box", "0"), ("box", "1")), (reduce, graph)),),
+        groups=(
+            GroupMeasurement(
+                (("box", "0"), ("box", "1")),
+                (reduce, graph),
+                (OpTime("reduce", DType.BFLOAT16, 9e-6, bytes_per_s=11e9, error=0.1),),
+            ),
+        ),
     )
 
 
@@ -119,7 +125,10 @@ fits = st.builds(
     times, rates, sizes, sizes, st.floats(0, 10), st.dictionaries(sizes, times.filter(bool)),
 )  # fmt: skip
 places = st.lists(st.tuples(names, names), min_size=1, max_size=4, unique=True).map(tuple)
-groups = st.builds(GroupMeasurement, places, st.lists(fits, max_size=3).map(tuple))
+groups = st.builds(
+    GroupMeasurement, places, st.lists(fits, max_size=3).map(tuple),
+    st.lists(ops, max_size=3).map(tuple),
+)  # fmt: skip
 measurements = st.builds(
     Measurement, texts, texts, st.none() | texts, st.dictionaries(texts, texts, max_size=3),
     st.lists(devices, max_size=3).map(tuple), st.lists(groups, max_size=3).map(tuple),

@@ -106,9 +106,13 @@ def _print_device(found: DeviceMeasurement, num_ranks: int) -> None:
     print(f"\nsmall op {(found.eager_floor_s or 0) * 1e6:.1f} us")
     for copy in found.copies:
         print(f"copy {copy.path} {format_rate(copy.bytes_per_s)}")
-    if found.ops:
+    _print_ops(found.ops)
+
+
+def _print_ops(ops: tuple[OpTime, ...]) -> None:
+    if ops:
         print("\nops in steps: us each, us a row drawn, GB/s, GFLOP/s (of linears by rows)")
-    for op in found.ops:
+    for op in ops:
         print(f"  {op.kind:<11}{_op_text(op)}   fit off by {op.error:.0%}")
 
 
@@ -129,3 +133,4 @@ def _print_group(found: GroupMeasurement) -> None:
     for fit in found.collectives:
         times = " ".join(f"{fit.points[size] * 1e6:8.1f}" for size in sizes)
         print(f"  {fit.op + ' by ' + fit.by:<28}{times}   {fit.error:.0%}")
+    _print_ops(found.ops)

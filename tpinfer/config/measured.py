@@ -110,7 +110,7 @@ class DeviceMeasurement:
     copies: tuple[Copy, ...] = ()
     clocks: Clocks | None = None
     ops: tuple[OpTime, ...] = ()
-    """In steps of the runtime, where `gemms` are products alone."""
+    """Those of one rank, in steps of the runtime, where `gemms` are products alone."""
 
     def flops_per_s(self) -> dict[DType, float]:
         """The best rate of each dtype."""
@@ -198,6 +198,9 @@ class GroupMeasurement:
     places: tuple[tuple[str, str], ...]
     """(host, device) in rank order."""
     collectives: tuple[CollectiveFit, ...]
+    ops: tuple[OpTime, ...] = ()
+    """Collectives as they run in steps of the runtime, without what a rank waited for others; where
+    `collectives` are each alone in a loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,19 +233,17 @@ class Measurement:
             )
         known = {(m.host, m.devices, m.num_sharing) for m in newer.devices}
         kept = [m for m in self.devices if (m.host, m.devices, m.num_sharing) not in known]
-        groups = {group.places: group.collectives for group in self.groups}
+        groups = {group.places: group for group in self.groups}
         for group in newer.groups:
             timed = {(fit.op, fit.by, fit.graph) for fit in group.collectives}
-            older = [
-                fit
-                for fit in groups.get(group.places, ())
-                if (fit.op, fit.by, fit.graph) not in timed
-            ]
-            groups[group.places] = (*older, *group.collectives)
+            known_of = groups.get(group.places, group)
+            older = [f for f in known_of.collectives if (f.op, f.by, f.graph) not in timed]
+            fits = (*older, *group.collectives) if known_of is not group else group.collectives
+            groups[group.places] = replace(group, collectives=fits, ops=group.ops or known_of.ops)
         return replace(
             newer,
             devices=(*kept, *newer.devices),
-            groups=tuple(GroupMeasurement(places, fits) for places, fits in groups.items()),
+            groups=tuple(groups.values()),
         )
 
     def collective(

@@ -30,6 +30,8 @@ What is written reads back as the same numbers, to the last bit.
         collectives:
           - {op: all_reduce, by: nccl, graph: false, a: 4us, b: 3us, B1: 9GB/s, c: 30us, d: 1us,
              B2: 13GB/s, smallest: 1KiB, largest: 64MiB, error: 0.08, points: {1KiB: 7us}}
+        ops:                                # in steps of the runtime
+          - {kind: reduce, dtype: bfloat16, floor: 9us, bytes: 9GB/s, error: 0.1}
 """
 
 from collections.abc import Iterable, Mapping
@@ -186,7 +188,7 @@ def _clocks(entry: Entry) -> Clocks:
 
 
 def _group(entry: Entry) -> GroupMeasurement:
-    fields = entry.fields("ranks", "collectives")
+    fields = entry.fields("ranks", "collectives", "ops")
     ranks = fields.need("ranks")
     places = []
     for name in ranks.ids():
@@ -195,7 +197,10 @@ def _group(entry: Entry) -> GroupMeasurement:
             raise ranks.error(f"names {name!r}; write host/device, like h0/0..7")
         places.append((host, device))
     fits = tuple(_collective(item) for item in fields.need("collectives").sequence())
-    return GroupMeasurement(tuple(places), fits)
+    ops = fields.get("ops")
+    return GroupMeasurement(
+        tuple(places), fits, tuple(_op(item) for item in ops.sequence()) if ops else ()
+    )
 
 
 def _collective(entry: Entry) -> CollectiveFit:
@@ -279,10 +284,7 @@ def _clock_row(clocks: Clocks) -> dict[str, object]:
 
 def _group_lines(found: GroupMeasurement) -> Iterable[str]:
     yield f"  - ranks: {_list('/'.join(place) for place in found.places)}"
-    if not found.collectives:
-        yield "    collectives: []"
-        return
-    yield "    collectives:"
+    yield "    collectives:" if found.collectives else "    collectives: []"
     for fit in found.collectives:
         row = {
             "op": fit.op,
@@ -301,6 +303,10 @@ def _group_lines(found: GroupMeasurement) -> Iterable[str]:
         if fit.points:
             row["points"] = _flow({exact_size(k): exact_time(v) for k, v in fit.points.items()})
         yield f"      - {_flow(row)}"
+    if found.ops:
+        yield "    ops:"
+    for op in found.ops:
+        yield f"      - {_flow(_op_row(op))}"
 
 
 def _flow(row: Mapping[str, object]) -> str:

@@ -11,7 +11,7 @@ from tpinfer.config.backend_links import LINK_KINDS, scaled_fit
 from tpinfer.config.ceilings import CeilingOverrides, Ceilings, Rates, slice_ceilings
 from tpinfer.config.errors import TopologyError
 from tpinfer.config.machine_parts import Device, Fabric, Host, Link, Nic, Place
-from tpinfer.config.measured import CollectiveFit, Measurement
+from tpinfer.config.measured import CollectiveFit, GroupMeasurement, Measurement, OpTime
 from tpinfer.config.origin import Origin
 from tpinfer.config.paths import distance, paths_within
 
@@ -163,14 +163,7 @@ class Topology:
         Where `--set` changed the links that a backend uses, its fit is scaled like them; nothing
         is left of a measurement over paths that are no longer there.
         """
-        if self.measured is None:
-            return ()
-        written = self.as_written or self
-        alike = [g for g in self.measured.groups if set(g.places) == set(group)]
-        if not alike and len(group) > 1:
-            wanted = written._kinds(group)
-            same_size = (g for g in self.measured.groups if len(g.places) == len(group))
-            alike = [g for g in same_size if written._kinds(g.places) == wanted][:1]
+        written, alike = self.as_written or self, self._measured_like(group)
         fits = [
             fit
             for found in alike
@@ -184,6 +177,26 @@ class Topology:
             for fit in fits
         )
         return tuple(fit for fit in scaled if fit is not None)
+
+    def group_ops(self, group: tuple[Place, ...]) -> tuple[OpTime, ...]:
+        """Collectives of `group`, or of one just like it, as they ran in steps; none where `--set`
+        changed a link since."""
+        if self.as_written is not None:
+            return ()
+        return next((found.ops for found in self._measured_like(group) if found.ops), ())
+
+    def _measured_like(self, group: tuple[Place, ...]) -> list[GroupMeasurement]:
+        """What was measured over the places of `group`; else over as many others, joined by the
+        same kinds of paths."""
+        if self.measured is None:
+            return []
+        written = self.as_written or self
+        same = [g for g in self.measured.groups if set(g.places) == set(group)]
+        if same or len(group) < 2:
+            return same
+        wanted = written._kinds(group)
+        as_many = (g for g in self.measured.groups if len(g.places) == len(group))
+        return [g for g in as_many if written._kinds(g.places) == wanted][:1]
 
     def collective_fit(
         self,

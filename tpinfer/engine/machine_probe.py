@@ -14,6 +14,7 @@ from tpinfer.config.dtypes import DType
 from tpinfer.config.errors import ConfigError
 from tpinfer.config.measured import DeviceMeasurement, GroupMeasurement, Measurement
 from tpinfer.config.topology import Topology
+from tpinfer.costs.ops import OpKind
 from tpinfer.engine.op_probe import measure_ops
 from tpinfer.launching.seat import Seat
 from tpinfer.layers.matmul import MatMul, can_pack, packed_matmul, plain_matmul
@@ -59,13 +60,15 @@ def probe_machine(
             group.close()
     again = replace(seat, generation=seat.generation + len(_CPU_COLLECTIVES) + 1)
     ops = measure_ops(again, steps_s, say)
+    shared = tuple(op for op in ops if OpKind(op.kind).is_collective)
+    own = tuple(op for op in ops if op not in shared)
     return Measurement(
         topology=topology.name,
         date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         driver=_driver_version() if device.type == "cuda" else None,
         versions=_versions(device),
-        devices=(replace(_device(topology, places, seat, figures), ops=ops),),
-        groups=() if alone else (GroupMeasurement(places, fits),),
+        devices=(replace(_device(topology, places, seat, figures), ops=own),),
+        groups=() if alone else (GroupMeasurement(places, fits, shared),),
     )
 
 

@@ -1,9 +1,11 @@
 """How long a collective takes: the smallest of a few affine curves over its message, one for short
 messages (all peers at once, or a low-latency protocol) and one for long ones."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from tpinfer.config.ceilings import Ceilings
+from tpinfer.config.measured import OpTime
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,9 @@ class CollectiveTimes:
     """Between two pipeline stages."""
     transfer_bytes_per_s: float = float("inf")
     origin: str = ""
+    ops: Mapping[str, OpTime] = field(default_factory=dict)
+    """Kinds of op as they ran in steps of this runtime, where that was measured: they go before
+    `curves`, which are those of collectives alone."""
 
     def all_reduce_s(self, message_bytes: float) -> float:
         """Of `message_bytes` on each rank; 0 for nothing, or a rank alone."""

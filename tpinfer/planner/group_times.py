@@ -39,7 +39,8 @@ def group_times(
             )
         )
         by = " and ".join(fit.by for fit in fits)
-        return replace(plain, curves=curves, origin=f"{known_by}, {by}")
+        ops = {op.kind: op for op in topology.group_ops(group)}
+        return replace(plain, curves=curves, origin=f"{known_by}, {by}", ops=ops)
     links = [topology.path(a, b) for a, b in combinations(group, 2)]
     if any(link.kind != "NVL" for link in links):
         return plain
@@ -74,18 +75,24 @@ def _has_own_numbers(topology: Topology, group: tuple[Place, ...]) -> bool:
 
 
 def measured_device(
-    ceilings: Ceilings, measured: DeviceMeasurement | None, dtype: DType, power: float
+    ceilings: Ceilings,
+    measured: DeviceMeasurement | None,
+    num_sharing: int,
+    dtype: DType,
+    power: float,
 ) -> DeviceTimes:
-    """The device of one rank; `measured` adds how thin products do, and the floor inside a graph.
-    `power` as `Traits.overlap_power`."""
+    """The device of one rank; `measured` adds how thin products do, the floor inside a graph and
+    ops as they ran in steps. `power` as `Traits.overlap_power`."""
     device = device_times(ceilings)
     if measured is None:
         return device
     gemms = [gemm for gemm in measured.gemms if gemm.dtype is dtype]
+    is_alike = measured.num_sharing == num_sharing
     return replace(
         device,
         kernel_floor_s=measured.graph_floor_s or device.kernel_floor_s,
         by_thinness=thinness(gemms, ceilings, power),
+        ops={op.kind: op for op in measured.ops if op.dtype is dtype} if is_alike else {},
     )
 
 

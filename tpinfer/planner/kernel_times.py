@@ -3,11 +3,12 @@
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from tpinfer.config.ceilings import Ceilings, MemoryLevel
 from tpinfer.config.dtypes import DType
+from tpinfer.config.measured import OpTime
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,9 @@ class DeviceTimes:
     by_thinness: tuple[tuple[int, float], ...] = ()
     """(tokens, part of the arithmetic rate that a linear of so many rows reaches), fewest tokens
     first; empty where products of few rows are slow for their bytes alone."""
+    ops: Mapping[str, OpTime] = field(default_factory=dict)
+    """Kinds of op (`costs.ops.OpKind`) as they ran in steps of this runtime, where that was
+    measured: they go before rates, which are those of kernels alone."""
 
     @property
     def main_memory(self) -> MemoryLevel:
@@ -39,17 +43,20 @@ class DeviceTimes:
 
     def thin_share(self, tokens: int) -> float:
         """The part of the rate at `tokens` rows, straight lines between the known ones."""
-        known = self.by_thinness
-        if not known:
-            return 1.0
-        right = bisect_left(known, (tokens, 0.0))
-        if right == len(known):
-            return known[-1][1]
-        high_rows, high = known[right]
-        if right == 0 or high_rows == tokens:
-            return high
-        low_rows, low = known[right - 1]
-        return low + (high - low) * (tokens - low_rows) / (high_rows - low_rows)
+        return between(self.by_thinness, tokens) if self.by_thinness else 1.0
+
+
+def between(known: Sequence[tuple[int, float]], count: int) -> float:
+    """The value at `count` of points in rising order, straight lines between them and level beyond
+    the first and the last."""
+    right = bisect_left(known, (count, 0.0))
+    if right == len(known):
+        return known[-1][1]
+    high_count, high = known[right]
+    if right == 0 or high_count == count:
+        return high
+    low_count, low = known[right - 1]
+    return low + (high - low) * (count - low_count) / (high_count - low_count)
 
 
 def device_times(ceilings: Ceilings) -> DeviceTimes:

@@ -1,6 +1,7 @@
 """How long one engine step takes on the slowest rank, split into the six words.
 
-Every op is priced from the ledger: a kernel takes `t0 + (m^p + c^p)^(1/p)`, m = bytes / (e * BW)
+Every op is priced from the ledger: as a probe timed its kind in steps, where one did, else a
+kernel takes `t0 + (m^p + c^p)^(1/p)`, m = bytes / (e * BW)
 and c = FLOPs / (g * peak), a collective what its group's curves say, the host so much a step and so
 much a row. The power p stands between max(m, c), where memory and arithmetic overlap fully, and
 their sum: kernels near the ridge are slower than the roofline's max says. An op goes where the
@@ -14,7 +15,7 @@ from tpinfer.config.errors import ConfigError
 from tpinfer.config.model import ModelSpec
 from tpinfer.config.topology import Placement, Topology
 from tpinfer.costs.ledger import CostLedger
-from tpinfer.costs.ops import TERMS, StepAggregates, aggregate
+from tpinfer.costs.ops import TERMS, OpKind, StepAggregates, aggregate
 from tpinfer.planner.collective_times import CollectiveTimes
 from tpinfer.planner.group_times import (
     default_traits,
@@ -24,7 +25,8 @@ from tpinfer.planner.group_times import (
 )
 from tpinfer.planner.kernel_times import DeviceTimes
 from tpinfer.planner.precision import Precision, ledger_precision
-from tpinfer.planner.step_program import count_program, scaled
+from tpinfer.planner.step_program import Work, count_program, scaled
+from tpinfer.planner.timed_ops import dot, timed_op
 from tpinfer.planner.traits import Traits
 from tpinfer.sharding.partition import partition_model
 
@@ -136,6 +138,17 @@ class StepModel:
                     small += count * kernel_s
                 else:
                     memory += count * kernel_s
+        for op in self._timed:
+            compute_s, memory_s = (dot(roof, terms) for roof in op.roofs)
+            if not compute_s and not memory_s:
+                continue
+            spent = op.count * op.seconds(terms)
+            if max(compute_s, memory_s) < floor:
+                small += spent
+            elif compute_s >= memory_s:
+                compute += spent
+            else:
+                memory += spent
         host = self.traits.host_step_s + self.traits.host_row_s * terms[_ROWS]
         return Split(compute, memory, self._communication(terms), small, host)
 
@@ -148,13 +161,13 @@ class StepModel:
         for count, sent in self._program.gathers:
             num_bytes = sum([factor * terms[index] for index, factor in sent])
             if num_bytes:
-                total += count * (self._affine[0][0] + num_bytes * self._sent_s)
+                total += count * (self._gather_s + num_bytes * self._sent_s)
         return total
 
     def _cached_factor(self, sums: StepAggregates) -> float:
         """Below 1 where the step's working set stays in a faster level than main memory."""
         levels = self.device.memory
-        if self.weight_bytes > levels[max(0, len(levels) - 2)].capacity_bytes or len(levels) == 1:
+        if not self._fits_cache():
             return 1.0
         size = self.ledger.step_working_set_bytes(sums)
         fits = (level for level in levels if size <= level.capacity_bytes)
@@ -173,19 +186,52 @@ class StepModel:
         }
         self._floor_s = device.kernel_floor_s * traits.kernel_floor
         self._power, self._root = traits.overlap_power, 1 / traits.overlap_power
-        self._kernels = []
+        self._kernels, self._timed = [], []
+        ops = device.ops if traits.mode == "probe" and not self._fits_cache() else {}
         for work in self._program.kernels:
+            op = ops.get(work.kind)
+            if op is not None and self._is_as_measured(work):
+                self._timed.append(timed_op(work, op, seconds[work.role]))
+                continue
             flop_s, byte_s = seconds[work.role]
             timed = scaled(work.flops, flop_s), scaled(work.moved, byte_s)
             self._kernels.append((work.count, work.role == "linear", *timed))
-        factor = traits.collective
-        self._affine = [(latency * factor, per * factor) for latency, per in links.affine()]
-        n = links.num_ranks
-        per_message = min([per for _, per in self._affine], default=0.0)
-        self._sent_s = per_message * n / (2 * max(1, n - 1))
+        self._set_links(traits)
         width = self.ledger.spec.hidden_size * self.ledger.compute_dtype.num_bytes
         self._stage_s = (self.num_stages - 1) * links.transfer_latency_s
         self._stage_token_s = (self.num_stages - 1) * width / links.transfer_bytes_per_s
+
+    def _set_links(self, traits: Traits) -> None:
+        links, factor = self.links, traits.collective
+        n = links.num_ranks
+        sent = 2 * max(1, n - 1) / n  # of each message byte of an all-reduce
+        reduce = links.ops.get(OpKind.REDUCE) if traits.mode == "probe" else None
+        affine = links.affine()
+        if reduce is not None:
+            rate = reduce.bytes_per_s
+            affine = [(reduce.floor_s, sent / rate if rate else 0.0)]
+        self._affine = [(latency * factor, per * factor) for latency, per in affine]
+        self._sent_s = min([per for _, per in self._affine], default=0.0) / sent
+        self._gather_s = self._affine[0][0] if self._affine else 0.0
+        gather = links.ops.get(OpKind.GATHER) if traits.mode == "probe" else None
+        if gather is not None:
+            self._gather_s = gather.floor_s
+            self._sent_s = 1 / gather.bytes_per_s if gather.bytes_per_s else 0.0
+
+    def _fits_cache(self) -> bool:
+        """Whether the weights stay in a level above main memory; a probe's steps read theirs from
+        main memory."""
+        levels = self.device.memory
+        return len(levels) > 1 and self.weight_bytes <= levels[-2].capacity_bytes
+
+    def _is_as_measured(self, work: Work) -> bool:
+        """Whether a probe's steps, which store everything in the compute dtype, had such an op."""
+        dtype = self.precision.activation
+        if work.role == "linear":
+            return self.precision.product == dtype and (
+                self.precision.weight_bytes == dtype.num_bytes
+            )
+        return work.kind is not OpKind.ATTENTION or self.precision.kv is dtype
 
 
 def step_model(
@@ -226,11 +272,12 @@ def step_model(
         if placement.pp > 1 and len(groups) > 1:
             links = with_stages(links, placed, members[0], groups[1][0])
         home = placed.host(place[0])
-        measured = None
+        measured, sharing = None, placed.num_sharing(home, groups)
         if placed.measured is not None:
-            sharing = placed.num_sharing(home, groups)
             measured = placed.measured.device(home.name, home.device(place[1]).id, sharing)
-        device = measured_device(ceilings, measured, precision.activation, traits.overlap_power)
+        device = measured_device(
+            ceilings, measured, sharing, precision.activation, traits.overlap_power
+        )
         models.append(StepModel(ledger, device, links, traits, precision, placement.pp))
     probe = aggregate([1], [1024], 1, 0, spec.sliding_window)
     return max(models, key=lambda model: model.step(probe).total)

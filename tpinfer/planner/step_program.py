@@ -18,11 +18,20 @@ class Work:
     """Equal kernels."""
 
     count: int
-    role: str
-    """`linear` in the product's format, `attention`, or `plain`: what decides its rates."""
+    kind: OpKind
+    is_head: bool
+    """The product with the vocabulary: a linear that stays in the compute dtype and works on the
+    step's drawn rows alone."""
     flops: Terms
     moved: Terms
     """Bytes read and written."""
+
+    @property
+    def role(self) -> str:
+        """`linear` in the product's format, `attention`, or `plain`: what decides its rates."""
+        if self.kind is OpKind.LINEAR and not self.is_head:
+            return "linear"
+        return "attention" if self.kind is OpKind.ATTENTION else "plain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +70,9 @@ def count_program(ledger: CostLedger, precision: Precision) -> StepProgram:
         elif kind is OpKind.LINEAR and not is_head:
             weight_bytes -= count * dict(moved)[_ONE] * (1 - share)
             stored = tuple((i, f * share if i == _ONE else f) for i, f in moved)
-            kernels.append(Work(count, "linear", one.flops.coefficients, stored))
+            kernels.append(Work(count, kind, False, one.flops.coefficients, stored))
         else:
-            role = "attention" if kind is OpKind.ATTENTION else "plain"
-            kernels.append(Work(count, role, one.flops.coefficients, moved))
+            kernels.append(Work(count, kind, is_head, one.flops.coefficients, moved))
     return StepProgram(tuple(kernels), tuple(reduces), tuple(gathers), weight_bytes)
 
 
