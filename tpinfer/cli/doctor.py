@@ -123,7 +123,7 @@ def _choices(machine: Machine, tp: int) -> list[str]:
     from tpinfer.costs.choices import Choice, choose_execution
     from tpinfer.embedded.locate import embedded_model
     from tpinfer.launching.seat import Seat, choose_device
-    from tpinfer.worker.decisions import rank_binding
+    from tpinfer.machine.rank_cores import rank_binding
 
     try:
         device = choose_device("auto", 0, tp, len(machine.gpus))

@@ -6,17 +6,15 @@ The decisions are those of `costs`; here the facts of this machine and this proc
 from dataclasses import replace
 
 from tpinfer.config.engine import EngineConfig
-from tpinfer.config.environment import read_environment
 from tpinfer.config.model import ModelSpec
 from tpinfer.config.topology import Topology
 from tpinfer.config.units import format_rate
-from tpinfer.costs.binding import Binding, CoreLayout, choose_binding
 from tpinfer.costs.choices import Choice, ExecutionChoices, choose_execution
 from tpinfer.costs.chunk import choose_chunk
 from tpinfer.costs.ledger import CostLedger
-from tpinfer.launching.binding import thread_wishes
 from tpinfer.launching.seat import Seat
 from tpinfer.machine.discover import Machine
+from tpinfer.machine.rank_cores import rank_binding
 from tpinfer.sharding.partition import Partition
 
 
@@ -53,21 +51,6 @@ def make_ledger(
 ) -> CostLedger:
     """The ledger of one rank."""
     return CostLedger(spec, partition, rank, choices.compute_dtype, choices.kv_dtype)
-
-
-def rank_binding(seat: Seat, machine: Machine, topology: Topology | None = None) -> Binding:
-    """Where a CPU rank runs: by the memory nodes that a topology of this one host lists, else by
-    what the kernel says."""
-    nodes = machine.numa_nodes
-    if topology is not None and len(topology.hosts) == 1 and topology.hosts[0].numa_cores:
-        listed = topology.hosts[0].numa_cores
-        usable = (tuple(c for c in node if c in machine.cores) for node in listed)
-        nodes = tuple(node for node in usable if node) or nodes
-    num_usable = len(machine.cores)
-    granted = machine.num_cores if machine.num_cores < num_usable else None
-    layout = CoreLayout(nodes, machine.core_siblings, granted)
-    wishes = thread_wishes(read_environment(), seat, num_usable)
-    return choose_binding(layout, seat.local_rank, seat.local_world, wishes)
 
 
 def _with_chunk(
