@@ -7,6 +7,7 @@ ranks and other work may fill the gap. `whatif` replays the ranks and says how m
 from dataclasses import dataclass
 
 from tpprof.ranks.wait import EARLIER, HOST_LATE
+from tpprof.report.clock_wording import reasons_of
 from tpprof.report.collective_sums import waits_by_cause
 from tpprof.report.op_sums import OpSum, sum_ops
 from tpprof.report.wording import duration, percent, printable
@@ -33,6 +34,7 @@ def advise(report: Report) -> list[str]:
         return []
     ops = sum_ops(report.ops, report.rank_shown)
     findings = [*_waiting(report), *_transfer(report, ops), *_host(shown), *_kernels(report, ops)]
+    findings += _clocks(report)
     findings += [*_small(report), *_idle(report), *_queue(report)]
     least = _LEAST_SHARE * report.wall_ns
     worth = sorted((f for f in findings if f.gain_ns >= least), key=lambda f: -f.gain_ns)
@@ -129,6 +131,30 @@ def _kernels(report: Report, ops: list[OpSum]) -> list[_Finding]:
         "or layout for it first."
     )
     return [_Finding(worst.lost_ns, text)]
+
+
+_REMEDIES = {
+    "power cap": "Its power limit holds it back: spread the work over more ranks, or do it with "
+    "fewer FLOPs of a narrower dtype",
+    "thermal": "It is too hot: look at its cooling and its neighbours",
+    "clocks set by the user": "Somebody set its clocks lower",
+}
+"""Part of a reason -> what to do."""
+
+
+def _clocks(report: Report) -> list[_Finding]:
+    """Of the rank shown."""
+    one = next((o for o in report.device_clocks if o.rank == report.rank_shown), None)
+    if one is None or not one.clocks_ns or one.compute_mhz is None:
+        return []
+    most = next(iter(one.reasons_ns), "")
+    remedy = next((text for name, text in _REMEDIES.items() if name in most), "")
+    text = (
+        f"The device ran below its full clock ({reasons_of(one)}), and that alone is "
+        f"{_of_wall(report, one.clocks_ns)} of what kernels lost. "
+        f"{remedy or 'Find out what holds its clock'}."
+    )
+    return [_Finding(one.clocks_ns, text)]
 
 
 def _small(report: Report) -> list[_Finding]:
