@@ -107,7 +107,7 @@ def _print_device(found: DeviceMeasurement, num_ranks: int) -> None:
     print(f"\nsmall op {(found.eager_floor_s or 0) * 1e6:.1f} us")
     for copy in found.copies:
         print(f"copy {copy.path} {format_rate(copy.bytes_per_s)}")
-    print(f"clocks: {_describe_clocks(found.clocks)}")
+    print(f"clocks: {describe_clocks(found.clocks)}")
     if found.ops:
         print("\nops in steps: us each, us a row drawn, GB/s, GFLOP/s (of linears by rows)")
     for op in found.ops:
@@ -123,7 +123,7 @@ def _op_text(op: OpTime) -> str:
     return " ".join(parts)
 
 
-def _describe_clocks(clocks: Clocks | None) -> str:
+def describe_clocks(clocks: Clocks | None) -> str:
     """`compute 1410 of 1980 MHz, memory 2619 of 2619 MHz, held back by power cap`."""
     if clocks is None:
         return "nothing here tells them"

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from tpinfer.config.clock_samples import REASON_WORDS, ClockSamples
 from tpinfer.config.measured import Clocks
@@ -152,6 +152,17 @@ def find_gpu(driver: Driver, uuid: str, bus: int | None) -> int | None:
     places = [str(driver.read("bus", index) or "").split(":") for index in numbers]
     matches = [i for i, place in enumerate(places) if len(place) == 3 and _hex(place[1]) == bus]
     return matches[0] if len(matches) == 1 else None
+
+
+def gpu_source(driver: Driver, properties: Any) -> tuple[ClockSource | None, str]:
+    """The clocks of the card that torch describes by `properties`; older torch says less of it."""
+    bus = getattr(properties, "pci_bus_id", None)
+    number = find_gpu(driver, str(getattr(properties, "uuid", "")), bus)
+    if number is None and driver.read("count") == 1:
+        number = 0
+    if number is None:
+        return None, "torch does not say which of the driver's cards this is"
+    return GpuClocks(driver, number), ""
 
 
 class ClockSampler:
