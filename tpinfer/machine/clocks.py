@@ -19,7 +19,7 @@ from tpinfer.machine.nvml_driver import Driver
 PERIOD_S = 0.02
 MOST_SAMPLES = 1 << 16
 """Beyond, every second one is dropped and samples are taken half as often."""
-_MOST_CORES = 8
+_MOST_CORES = 4
 """Cores of a rank that are looked at; more cost more than they tell."""
 _GPU_REASONS = tuple(REASON_WORDS)[:9]
 """By bit of nvmlClocksEventReasons."""
