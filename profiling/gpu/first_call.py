@@ -26,6 +26,7 @@ PART_LIMITS_S = {
     "matmul": 60,
     "floors": 40,
     "nvml": 20,
+    "clocks": 40,
     "ranks": 200,
     "generate": 120,
     "trace": 60,
@@ -270,6 +271,14 @@ def part_nvml(args: argparse.Namespace) -> dict[str, object]:
     return found
 
 
+def part_clocks(args: argparse.Namespace) -> dict[str, object]:
+    """What the driver tells of clocks, power and throttling while matrices are multiplied."""
+    sys.path.insert(0, str(HERE))
+    from clock_fields import clocks_under_load
+
+    return clocks_under_load(2.0)
+
+
 def part_ranks(args: argparse.Namespace) -> dict[str, object]:
     """Several ranks on one card, by the routes the probe script knows."""
     if not args.probe or not args.probe.exists():
@@ -410,6 +419,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, object]]] = {
     "matmul": part_matmul,
     "floors": part_floors,
     "nvml": part_nvml,
+    "clocks": part_clocks,
     "ranks": part_ranks,
     "generate": part_generate,
     "trace": part_trace,

@@ -14,6 +14,7 @@ import numpy as np
 from tpinfer.config.ceilings import Ceilings
 from tpinfer.config.model import ModelSpec
 from tpprof import intervals
+from tpprof.attribute.clock_losses import ClockLosses, clock_losses, device_clock
 from tpprof.attribute.coverage import cover
 from tpprof.attribute.findings import RankFindings, prepare_works
 from tpprof.attribute.floors import ops_table
@@ -124,6 +125,7 @@ def report_on(found: RankFindings, options: AnalysisOptions) -> Report:
     by_step = options.window in ("all", "steps")
     chosen = [_in_windows(found.works[i], stretches[i], by_step) for i in columns]
     shown = splits[0]
+    losses = _clock_losses(found)
     dilation = found.capture.dilation if options.dilation is None else options.dilation
     if dilation is not None and dilation > MOST_DILATION:
         told.append(
@@ -146,7 +148,13 @@ def report_on(found: RankFindings, options: AnalysisOptions) -> Report:
         windows=windows,
         by=options.by,
         groups=_groups(found, options.by, wanted) if options.by else [],
-        ops=_ops(found, chosen),
+        ops=_ops(found, chosen, losses),
+        device_clocks=[
+            device_clock(
+                found.works[i], chosen[i], found.capture.samples[found.traces[i].rank], one
+            )
+            for i, one in losses.items()
+        ],
         ceilings=_describe_ceilings(found.ceilings),
         sources=list(dict.fromkeys(trace.source for trace in found.traces)),
     )
@@ -226,9 +234,23 @@ def _groups(found: RankFindings, by: str, wanted: Sequence[Wanted]) -> list[Grou
     return groups
 
 
-def _ops(found: RankFindings, chosen: Sequence[np.ndarray]) -> list[OpResult]:
-    rows = zip(found.traces, found.works, chosen, strict=True)
-    return [op for trace, work, mine in rows for op in ops_table(trace, work, mine)]
+def _ops(
+    found: RankFindings, chosen: Sequence[np.ndarray], losses: Mapping[int, ClockLosses]
+) -> list[OpResult]:
+    rows = enumerate(zip(found.traces, found.works, chosen, strict=True))
+    return [op for i, row in rows for op in ops_table(*row, losses.get(i))]
+
+
+def _clock_losses(found: RankFindings) -> dict[int, ClockLosses]:
+    """By place of the rank, where its clocks were sampled while it was recorded."""
+    losses = {}
+    for i, (trace, work) in enumerate(zip(found.traces, found.works, strict=True)):
+        samples = found.capture.samples.get(trace.rank)
+        if samples is not None and found.ceilings is not None:
+            one = clock_losses(work, samples, found.ceilings)
+            if one is not None:
+                losses[i] = one
+    return losses
 
 
 def _describe_ceilings(ceilings: Ceilings | None) -> dict[str, object]:

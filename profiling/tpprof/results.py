@@ -90,6 +90,40 @@ class OpResult:
     bytes: int = 0
     ceilings_ns: dict[str, int] = field(default_factory=dict)
     """The vector: least time under each ceiling alone."""
+    lost_to: dict[str, int] = field(default_factory=dict)
+    """What lost_ns went to, summing to it: `clocks`, because the device ran below the clock that
+    the ceilings are of, and the `rest`. Empty where nobody sampled clocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceClock:
+    """How fast one rank's device was clocked while its kernels ran, and what that lost."""
+
+    rank: int
+    kind: str
+    """`gpu` or `cpu`."""
+    device: str
+    num_samples: int
+    """Taken while the device had work."""
+    coverage: float
+    """Share (0..1) of kernel time whose clock is known."""
+    compute_mhz: float | None
+    """Mean over kernel time."""
+    full_compute_mhz: float | None
+    """What the arithmetic ceilings are of."""
+    memory_mhz: float | None
+    full_memory_mhz: float | None
+    power_w: float | None
+    """Median."""
+    power_limit_w: float | None
+    temperature_c: float | None
+    """The highest."""
+    lost_ns: int
+    """Of kernels with a floor, as in `OpResult`."""
+    clocks_ns: int
+    """The part of it that full clocks would give back."""
+    reasons_ns: dict[str, int] = field(default_factory=dict)
+    """clocks_ns by why the clock was not higher, in words; sums to it, the largest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,5 +182,7 @@ class Report:
     ceilings: dict[str, object] = field(default_factory=dict)
     """Rates used, and `origin`."""
     sources: list[str] = field(default_factory=list)
+    device_clocks: list[DeviceClock] = field(default_factory=list)
+    """Of ranks whose clocks were sampled while they were recorded."""
     advice: list[str] = field(default_factory=list)
     """Sentences: what to do first, with the ns it would give back."""

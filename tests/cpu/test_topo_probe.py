@@ -29,6 +29,7 @@ def test_what_two_ranks_and_then_one_reach(tmp_path: Path) -> None:
     done = probe(file, "--tp", "2", "--seconds", "1", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     assert "all_reduce by shared_memory" in done.stdout
+    assert "\nclocks: " in done.stdout
 
     beside = tmp_path / "cpu-laptop.measured.yaml"
     [two] = read_measured(beside).devices

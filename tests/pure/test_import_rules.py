@@ -53,6 +53,7 @@ TORCH_FREE_FILES = {
     "engine/requests.py",
     "engine/run_report.py",
     "engine/timeline.py",
+    "machine/clocks.py",
     "machine/discover.py",
     "machine/discover_topology.py",
     "machine/gpu_survey.py",

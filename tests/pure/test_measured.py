@@ -67,7 +67,7 @@ def example() -> Measurement:
                 4.2e-6,
                 1.6e-6,
                 (Copy("host_to_device", 25.1e9, 8e-6), Copy("device_to_host", 24.3e9)),
-                Clocks(2520, 9001, ("sw_power_cap",)),
+                Clocks(2370, 9001, ("sw_power_cap",), 2520, 9001),
                 (
                     OpTime(
                         "linear", DType.BFLOAT16, 3.4e-6, rates={1: 0.7e12, 64: 43e12}, error=0.03
@@ -109,7 +109,7 @@ copies = st.lists(st.sampled_from(paths), unique=True).flatmap(
     lambda chosen: st.tuples(*(st.builds(Copy, st.just(p), rates, floors) for p in chosen))
 )
 mhz = st.none() | st.integers(0, 10_000)
-clocks = st.builds(Clocks, mhz, mhz, st.lists(texts, max_size=3).map(tuple))
+clocks = st.builds(Clocks, mhz, mhz, st.lists(texts, max_size=3).map(tuple), mhz, mhz)
 ops = st.builds(
     OpTime, st.sampled_from(OP_KINDS), st.sampled_from(DType), times, times, st.none() | rates,
     st.none() | rates, st.dictionaries(counts, rates, max_size=3), st.floats(0, 10),

@@ -78,7 +78,6 @@ def test_between_known_rows_a_linear_lies_between_their_times() -> None:
     times = [only.step(sums([(1, 8)] * rows)).total for rows in (8, 20, 64)]
     assert times == sorted(times)
 
-
     step = sums([(1, 512)] * 4)
     assert model(traits=Traits()).step(step) == model(CARD, Traits()).step(step)
     quantized = model(replace(TIMED, ops={"linear": LINEAR}), precision="int8").step(step)

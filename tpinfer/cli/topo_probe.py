@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from tpinfer.cli.generate_flags import check_output
 from tpinfer.cli.rank_start import run_on_ranks
+from tpinfer.config.clock_samples import describe_reasons
 from tpinfer.config.errors import ConfigError
-from tpinfer.config.measured import DeviceMeasurement, GroupMeasurement, OpTime
+from tpinfer.config.measured import Clocks, DeviceMeasurement, GroupMeasurement, OpTime
 from tpinfer.config.measured_yaml import measured_path, read_measured, write_measured
 from tpinfer.config.topology_reader import load_topology
 from tpinfer.config.units import format_rate, format_size
@@ -106,6 +107,7 @@ def _print_device(found: DeviceMeasurement, num_ranks: int) -> None:
     print(f"\nsmall op {(found.eager_floor_s or 0) * 1e6:.1f} us")
     for copy in found.copies:
         print(f"copy {copy.path} {format_rate(copy.bytes_per_s)}")
+    print(f"clocks: {describe_clocks(found.clocks)}")
     _print_ops(found.ops)
 
 
@@ -123,6 +125,23 @@ def _op_text(op: OpTime) -> str:
     ]
     parts += [f"{rows}:{rate / 1e9:.0f}" for rows, rate in op.rates.items()]
     return " ".join(parts)
+
+
+def describe_clocks(clocks: Clocks | None) -> str:
+    """`compute 1410 of 1980 MHz, memory 2619 of 2619 MHz, held back by power cap`."""
+    if clocks is None:
+        return "nothing here tells them"
+    named = (
+        ("compute", clocks.compute_mhz, clocks.most_compute_mhz),
+        ("memory", clocks.memory_mhz, clocks.most_memory_mhz),
+    )
+    parts = [
+        f"{name} {now}{'' if most is None else f' of {most}'} MHz"
+        for name, now, most in named
+        if now is not None
+    ]
+    held = f", held back by {describe_reasons(clocks.throttled_by)}" if clocks.throttled_by else ""
+    return (", ".join(parts) or "no frequency told") + held
 
 
 def _print_group(found: GroupMeasurement) -> None:

@@ -45,6 +45,9 @@ class Ceilings:
     """Where the numbers come from: `measured at start-up`, `topology cpu-laptop.yaml`."""
     origins: Origins = field(default_factory=dict, compare=False)
     """The same of each value, where it is known."""
+    compute_mhz: float | None = None
+    """Clock that the arithmetic rates were measured at; None: they are of the highest clock, or
+    nobody knows."""
 
     def memory_level(self, working_set_bytes: int) -> MemoryLevel:
         """The smallest level that `working_set_bytes` fits, else the last."""
@@ -79,6 +82,8 @@ class CeilingOverrides:
     collective_bytes_per_s: float | None = None
     origins: Origins = field(default_factory=dict, compare=False)
     """Those not named are `spec`."""
+    compute_mhz: float | None = None
+    """Clock that the arithmetic rates were measured at."""
 
     def keys(self) -> tuple[str, ...]:
         """Names of the values given, as in `origins`."""
@@ -112,6 +117,7 @@ class CeilingOverrides:
             self.collective_latency_s or other.collective_latency_s,
             self.collective_bytes_per_s or other.collective_bytes_per_s,
             {**other.origins, **dict.fromkeys(self.keys(), Origin.SPEC), **self.origins},
+            self.compute_mhz or other.compute_mhz,
         )
 
 
@@ -154,4 +160,5 @@ def slice_ceilings(
             **dict.fromkeys(overrides.keys(), Origin.SPEC),
             **overrides.origins,
         },
+        compute_mhz=overrides.compute_mhz,
     )

@@ -89,6 +89,9 @@ class Clocks:
     memory_mhz: int | None = None
     throttled_by: tuple[str, ...] = ()
     """Reasons seen at any sample, such as `sw_power_cap`."""
+    most_compute_mhz: int | None = None
+    """The highest that the device has."""
+    most_memory_mhz: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +142,7 @@ class DeviceMeasurement:
             memory=levels,
             flops_per_s={dtype: rate * scale for dtype, rate in self.flops_per_s().items()},
             kernel_floor_s=self.eager_floor_s,
+            compute_mhz=self.clocks.compute_mhz if self.clocks and self.gemms else None,
         ).marked(Origin.MEASURED)
 
 

@@ -24,7 +24,8 @@ What is written reads back as the same numbers, to the last bit.
         floors: {eager: 4us, graph: 1.5us}
         copies:
           host_to_device: {rate: 25GB/s, latency: 8us}
-        clocks: {compute_mhz: 2520, memory_mhz: 9001, throttled_by: [sw_power_cap]}
+        clocks: {compute_mhz: 2370, memory_mhz: 9001, most_compute_mhz: 2520,
+                 most_memory_mhz: 9001, throttled_by: [sw_power_cap]}
     groups:
       - ranks: [box/0, box/1]
         collectives:
@@ -55,6 +56,7 @@ from tpinfer.config.strict_yaml import Entry, parse_yaml, quoted, read_text
 from tpinfer.config.units import exact_flops, exact_rate, exact_size, exact_time
 
 MEMORY_LEVELS = ("L1", "L2", "L3", "DRAM", "HBM")
+_CLOCKS = ("compute_mhz", "memory_mhz", "most_compute_mhz", "most_memory_mhz")
 _COPIES = ("host_to_device", "device_to_host", "device_to_device", "host_to_host")
 
 
@@ -176,14 +178,12 @@ def _copy(key: Entry, entry: Entry) -> Copy:
 
 
 def _clocks(entry: Entry) -> Clocks:
-    fields = entry.fields("compute_mhz", "memory_mhz", "throttled_by")
-    compute, memory, reasons = (
-        fields.get(key) for key in ("compute_mhz", "memory_mhz", "throttled_by")
-    )
+    fields = entry.fields(*_CLOCKS, "throttled_by")
+    reasons = fields.get("throttled_by")
+    found = {key: fields.get(key) for key in _CLOCKS}
     return Clocks(
-        compute.count(least=0) if compute else None,
-        memory.count(least=0) if memory else None,
-        tuple(reason.text() for reason in reasons.sequence()) if reasons else (),
+        **{key: value.count(least=0) if value else None for key, value in found.items()},
+        throttled_by=tuple(reason.text() for reason in reasons.sequence()) if reasons else (),
     )
 
 
@@ -277,7 +277,7 @@ def _op_row(op: OpTime) -> dict[str, object]:
 
 
 def _clock_row(clocks: Clocks) -> dict[str, object]:
-    named = (("compute_mhz", clocks.compute_mhz), ("memory_mhz", clocks.memory_mhz))
+    named = ((name, getattr(clocks, name)) for name in _CLOCKS)
     row: dict[str, object] = {name: value for name, value in named if value is not None}
     return {**row, "throttled_by": _list(clocks.throttled_by)}
 

@@ -2,6 +2,7 @@
 topology."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +19,8 @@ from tpinfer.costs.ops import OpKind
 from tpinfer.engine.op_probe import measure_ops
 from tpinfer.launching.seat import Seat
 from tpinfer.layers.matmul import MatMul, can_pack, packed_matmul, plain_matmul
+from tpinfer.machine.clock_source import sampler_of
+from tpinfer.machine.clocks import measured_clocks
 from tpinfer.machine.discover import discover_machine
 from tpinfer.machine.gpu_survey import survey_gpus
 from tpinfer.machine.measure import RankFigures, measure_collectives, measure_rank
@@ -52,7 +55,12 @@ def probe_machine(
         steps_s = _STEPS_SHARE * seconds
         budget_s = seconds - steps_s - sums_s
         whole = next(iter(groups.values()))
-        figures = measure_rank(whole, device, machine, _dtypes(device), _bind_linear, budget_s, say)
+        sampler, _ = sampler_of(device, seat.rank)
+        with sampler or nullcontext():
+            figures = measure_rank(
+                whole, device, machine, _dtypes(device), _bind_linear, budget_s, say
+            )
+        clocks = measured_clocks(sampler.samples()) if sampler else None
         fits = () if alone else measure_collectives(groups, device, sums_s, say)
         whole.barrier()  # as in `_open_groups`
     finally:
@@ -67,7 +75,7 @@ def probe_machine(
         date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         driver=_driver_version() if device.type == "cuda" else None,
         versions=_versions(device),
-        devices=(replace(_device(topology, places, seat, figures), ops=own),),
+        devices=(replace(_device(topology, places, seat, figures), ops=own, clocks=clocks),),
         groups=() if alone else (GroupMeasurement(places, fits, shared),),
     )
 

@@ -1,8 +1,9 @@
 """When a run is recorded and what is written beside the traces, decided on rank 0.
 
 DIR/rank<r>.trace.json.gz, one Kineto file a rank; DIR/rank<r>.manifest.json, what every op should
-cost there and the ceilings; DIR/clock-<host>.json; DIR/run.json, with the dilation: what recording
-did to the time of a step. Nothing of the process environment is in any of them.
+cost there and the ceilings; DIR/rank<r>.clocks.json, how fast its device was clocked and why, where
+it says so (`config.clock_samples`); DIR/clock-<host>.json; DIR/run.json, with the dilation: what
+recording did to the time of a step. Nothing of the process environment is in any of them.
 """
 
 import json
@@ -175,7 +176,8 @@ def _finite(ceilings: dict[str, object]) -> dict[str, object]:
 
 def _remove_earlier(directory: Path) -> None:
     """Files of an earlier recording: two runs mixed would be read as one."""
-    for pattern in ("rank*.trace.json.gz", "rank*.manifest.json", "run.json", "clock-*.json"):
+    ranks = ("rank*.trace.json.gz", "rank*.manifest.json", "rank*.clocks.json")
+    for pattern in (*ranks, "run.json", "clock-*.json"):
         for path in directory.glob(pattern):
             path.unlink()
 

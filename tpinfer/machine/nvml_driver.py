@@ -11,10 +11,12 @@ from typing import Any, Protocol
 _LIBRARY = "libnvidia-ml.so.1"
 _SUCCESS = 0
 _TEXT_BYTES = 128
-_CLOCK_MEMORY = 2
+_CLOCK_COMPUTE, _CLOCK_MEMORY = 1, 2
+_TEMPERATURE_GPU = 0
 _SCOPE_NODE = 0
 _NODE_WORDS = 16
 _NVLINK_SPEED_MBPS = 90
+_POWER_INSTANT = 186
 MOST_LINKS = 36
 """NVML_NVLINK_MAX_LINKS."""
 READ, NVLINK = 0, 2
@@ -31,10 +33,12 @@ class Driver(Protocol):
         (device, link), or of a pair. None where unknown.
 
         driver_version, count; name, uuid, bus (`00000000:17:00.0`), memory_bytes, memory_node,
-        memory_clock_mhz, bus_width_bits, pcie_generation, pcie_width, nvlink_mb_per_s, mig_mode,
-        mig_places; slice_name, slice_uuid; nvlink_active, nvlink_remote_type (0 GPU, 2 switch),
-        nvlink_remote_bus; ancestor (10 PIX, 20 PXB, 30 and 40 PHB, 50 SYS); p2p_status (device,
-        device, capability; 0 is OK).
+        compute_clock_mhz, memory_clock_mhz (the highest), compute_clock_now_mhz,
+        memory_clock_now_mhz, clock_reasons (bits of nvmlClocksEventReasons), power_mw,
+        power_limit_mw, temperature_c, bus_width_bits, pcie_generation, pcie_width,
+        nvlink_mb_per_s, mig_mode, mig_places; slice_name, slice_uuid; nvlink_active,
+        nvlink_remote_type (0 GPU, 2 switch), nvlink_remote_bus; ancestor (10 PIX, 20 PXB, 30 and
+        40 PHB, 50 SYS); p2p_status (device, device, capability; 0 is OK).
         """
         ...
 
@@ -170,16 +174,50 @@ def _memory_node(driver: NvmlDriver, index: int) -> int | None:
     return next((i for i in range(bits * _NODE_WORDS) if words[i // bits] >> (i % bits) & 1), None)
 
 
-def _memory_clock_mhz(driver: NvmlDriver, index: int) -> int | None:
-    clock = ctypes.c_uint(_CLOCK_MEMORY)
-    return driver.number("nvmlDeviceGetMaxClockInfo", driver.handle(index), clock)
+def _clock(function: str, which: int) -> Callable[..., int | None]:
+    """Reader of one of a device's clocks."""
+    return lambda driver, index: driver.number(function, driver.handle(index), ctypes.c_uint(which))
 
 
-def _nvlink_mb_per_s(driver: NvmlDriver, index: int) -> int | None:
-    found = _Field(field=_NVLINK_SPEED_MBPS)
+def _field_value(driver: NvmlDriver, index: int, field: int) -> int | None:
+    """A number of nvmlDeviceGetFieldValues; None where it is zero."""
+    found = _Field(field=field)
     arguments = driver.handle(index), ctypes.c_int(1), ctypes.byref(found)
     known = driver.call("nvmlDeviceGetFieldValues", *arguments) and found.code == _SUCCESS
     return (found.value & 0xFFFFFFFF) or None if known else None
+
+
+def _nvlink_mb_per_s(driver: NvmlDriver, index: int) -> int | None:
+    return _field_value(driver, index, _NVLINK_SPEED_MBPS)
+
+
+def _power_mw(driver: NvmlDriver, index: int) -> int | None:
+    """At this moment; on older cards and drivers as nvmlDeviceGetPowerUsage averages it."""
+    try:
+        now = _field_value(driver, index, _POWER_INSTANT)
+    except AttributeError:  # a library without field values
+        now = None
+    return now or driver.number("nvmlDeviceGetPowerUsage", driver.handle(index))
+
+
+def _clock_reasons(driver: NvmlDriver, index: int) -> int | None:
+    """A bit per reason; the function had another name before driver 535."""
+    found = ctypes.c_ulonglong()
+    for name in (
+        "nvmlDeviceGetCurrentClocksEventReasons",
+        "nvmlDeviceGetCurrentClocksThrottleReasons",
+    ):
+        try:
+            if driver.call(name, driver.handle(index), ctypes.byref(found)):
+                return found.value
+        except AttributeError:  # not in this library
+            continue
+    return None
+
+
+def _temperature_c(driver: NvmlDriver, index: int) -> int | None:
+    sensor = ctypes.c_uint(_TEMPERATURE_GPU)
+    return driver.number("nvmlDeviceGetTemperature", driver.handle(index), sensor)
 
 
 def _mig_mode(driver: NvmlDriver, index: int) -> int | None:
@@ -220,7 +258,14 @@ _READERS: dict[str, Callable[..., Value | None]] = {
     "bus": _bus,
     "memory_bytes": _memory_bytes,
     "memory_node": _memory_node,
-    "memory_clock_mhz": _memory_clock_mhz,
+    "compute_clock_mhz": _clock("nvmlDeviceGetMaxClockInfo", _CLOCK_COMPUTE),
+    "memory_clock_mhz": _clock("nvmlDeviceGetMaxClockInfo", _CLOCK_MEMORY),
+    "compute_clock_now_mhz": _clock("nvmlDeviceGetClockInfo", _CLOCK_COMPUTE),
+    "memory_clock_now_mhz": _clock("nvmlDeviceGetClockInfo", _CLOCK_MEMORY),
+    "clock_reasons": _clock_reasons,
+    "power_mw": _power_mw,
+    "power_limit_mw": _number("nvmlDeviceGetEnforcedPowerLimit"),
+    "temperature_c": _temperature_c,
     "bus_width_bits": _number("nvmlDeviceGetMemoryBusWidth"),
     "pcie_generation": _number("nvmlDeviceGetMaxPcieLinkGeneration"),
     "pcie_width": _number("nvmlDeviceGetMaxPcieLinkWidth"),

@@ -14,6 +14,7 @@ import torch
 from tpinfer.collectives.group import Group
 from tpinfer.config.ceilings import Ceilings, MemoryLevel
 from tpinfer.config.dtypes import DType
+from tpinfer.machine.clock_source import source_of
 from tpinfer.machine.discover import Machine, discover_machine
 from tpinfer.numerics.torch_dtypes import to_torch
 
@@ -43,10 +44,12 @@ def probe_ceilings(
             memory = _cpu_memory(machine or discover_machine(), group, clock, share_ns)
         group.barrier()
         rates = {dtype: _matmul_rate(dtype, device, clock, share_ns) for dtype in dtypes}
+        source, _ = source_of(device)
+        compute_mhz = source.read().compute_mhz if source is not None else None
         floor_s = _op_floor_s(device, clock, share_ns)
         group.barrier()
         latency_s, bandwidth = _collective(group, device)
-    return Ceilings(memory, rates, floor_s, latency_s, bandwidth, ORIGIN)
+    return Ceilings(memory, rates, floor_s, latency_s, bandwidth, ORIGIN, compute_mhz=compute_mhz)
 
 
 def probe_host_copy(device: torch.device, num_bytes: int = 1 << 24) -> float:

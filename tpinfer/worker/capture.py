@@ -1,8 +1,8 @@
 """One rank's recording of some steps with torch's profiler: shapes on, stacks off.
 
 Starts and stops between steps, on every rank at the same step. Writes one Kineto file a rank, which
-a child process compresses. Cost manifests, clocks and the run's facts are written beside it by
-`engine.capture`.
+a child process compresses. The device's clocks are sampled meanwhile and written beside it; cost
+manifests, the host's clock and the run's facts by `engine.recording`.
 """
 
 import json
@@ -14,6 +14,9 @@ from time import perf_counter_ns
 
 import torch
 
+from tpinfer.config.clock_samples import ClockSamples, clock_samples_path, write_clock_samples
+from tpinfer.machine.clock_source import sampler_of
+from tpinfer.machine.clocks import ClockSampler
 from tpinfer.worker.annotations import Annotate, nvtx_ranges, together, torch_ranges
 from tpinfer.worker.worker import Worker
 
@@ -27,6 +30,8 @@ class Capture:
         self._all_threads = all_threads
         self._standing: list[Annotate] = []
         self._profiler: torch.profiler.profile | None = None
+        self._sampler: ClockSampler | None = None
+        self._clocks: ClockSamples | None = None
         self.recorded_from_ns = 0
         self.recorded_until_ns = 0
 
@@ -44,6 +49,9 @@ class Capture:
         if self._worker.device.type == "cuda":
             activities.append(torch.profiler.ProfilerActivity.CUDA)
         began_ns = perf_counter_ns()
+        self._sampler, _ = sampler_of(self._worker.device, self._worker.group.rank)
+        if self._sampler is not None:
+            self._sampler.start()
         settings = _ExperimentalConfig(profile_all_threads=self._all_threads)
         profiler = torch.profiler.profile(
             activities=activities, record_shapes=True, experimental_config=settings
@@ -66,6 +74,8 @@ class Capture:
         self._cuda_profiler("cudaProfilerStop")
         if self._profiler is not None:
             self._profiler.stop()
+        if self._sampler is not None:
+            self._clocks, self._sampler = self._sampler.stop(), None
         self._worker.annotate(together(self._standing))
         self._worker.spans.add("recorder", self.recorded_until_ns, perf_counter_ns())
 
@@ -80,6 +90,8 @@ class Capture:
         final = directory / f"rank{rank}.trace.json.gz"
         self._profiler.export_chrome_trace(str(raw))
         self._profiler = None
+        if self._clocks is not None and len(self._clocks):
+            write_clock_samples(self._clocks, clock_samples_path(directory, rank))
         command = [sys.executable, "-m", "tpinfer.launching.pack_trace", str(raw), str(final)]
         subprocess.run(command, check=True)
         return final

@@ -62,6 +62,7 @@ class _Ceilings(msgspec.Struct):
     collective_latency_s: float
     collective_bytes_per_s: float | None
     origin: str
+    compute_mhz: float | None = None
 
 
 class _File(msgspec.Struct):
@@ -205,6 +206,7 @@ def _ceilings(found: _Ceilings, file: str) -> Ceilings:
         collective_latency_s=found.collective_latency_s,
         collective_bytes_per_s=wire,
         origin=found.origin,
+        compute_mhz=found.compute_mhz,
     )
 
 

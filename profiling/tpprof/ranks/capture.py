@@ -1,14 +1,17 @@
-"""What a recording run wrote beside its traces: `run.json` and the hosts' clocks.
+"""What a recording run wrote beside its traces: `run.json`, the hosts' clocks and how
+fast the devices were clocked.
 
 Files that are missing or damaged say nothing; they are no reason to refuse a trace.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+
+from tpinfer.config.clock_samples import ClockSamples, read_clock_samples
 
 _MOST_BYTES = 1 << 20
 
@@ -21,6 +24,8 @@ class Capture:
     """Profiled over unprofiled wall."""
     shared_clocks: tuple[frozenset[int], ...] = ()
     """Ranks of one host each: their host rows read one clock."""
+    samples: Mapping[int, ClockSamples] = field(default_factory=dict)
+    """Per rank, the clocks of its device."""
 
 
 _Read = TypeVar("_Read")
@@ -37,7 +42,7 @@ class _HostClock(msgspec.Struct):
 def read_capture(sources: Iterable[str]) -> Capture:
     """Look beside the traces of a run."""
     folders = {Path(source).parent for source in sources if source}
-    dilation, clocks = None, []
+    dilation, clocks, samples = None, [], {}
     for folder in sorted(folders):
         run = _read(folder / "run.json", _Run)
         if run is not None and run.dilation is not None and run.dilation > 0:
@@ -46,7 +51,11 @@ def read_capture(sources: Iterable[str]) -> Capture:
             host = _read(path, _HostClock)
             if host is not None:
                 clocks.append(frozenset(host.ranks))
-    return Capture(dilation, tuple(clocks))
+        for path in sorted(folder.glob("rank*.clocks.json")) if folder.is_dir() else []:
+            found = read_clock_samples(path)
+            if found is not None:
+                samples[found.rank] = found
+    return Capture(dilation, tuple(clocks), samples)
 
 
 def _read(path: Path, kind: type[_Read]) -> _Read | None:

@@ -7,6 +7,7 @@ ranks and other work may fill the gap. `whatif` replays the ranks and says how m
 from dataclasses import dataclass
 
 from tpprof.ranks.wait import EARLIER, HOST_LATE
+from tpprof.report.clock_wording import reasons_of
 from tpprof.report.collective_sums import waits_by_cause
 from tpprof.report.op_sums import OpSum, sum_ops
 from tpprof.report.wording import duration, percent, printable
@@ -33,6 +34,7 @@ def advise(report: Report) -> list[str]:
         return []
     ops = sum_ops(report.ops, report.rank_shown)
     findings = [*_waiting(report), *_transfer(report, ops), *_host(shown), *_kernels(report, ops)]
+    findings += _clocks(report)
     findings += [*_small(report), *_idle(report), *_queue(report)]
     least = _LEAST_SHARE * report.wall_ns
     worth = sorted((f for f in findings if f.gain_ns >= least), key=lambda f: -f.gain_ns)
@@ -121,14 +123,45 @@ def _kernels(report: Report, ops: list[OpSum]) -> list[_Finding]:
     modelled = [o for o in ops if o.floor_ns and o.bound in ("compute", "memory", "balanced")]
     if not modelled:
         return []
-    worst = max(modelled, key=lambda one: one.lost_ns)
+    worst = max(modelled, key=_lost_by_kernel)
+    lost = _lost_by_kernel(worst)
     ceiling = {"compute": "arithmetic", "memory": "memory"}.get(worst.bound, "nearest")
     text = (
         f"{printable(worst.key)} reaches {percent(worst.floor_ns, worst.time_ns)} of its "
-        f"{ceiling} ceiling: {_of_wall(report, worst.lost_ns)} lies above it. Try another kernel "
-        "or layout for it first."
+        f"{ceiling} ceiling: {_of_wall(report, lost)} lies above it"
+        f"{' beside what the clock costs' if worst.clocks_ns else ''}. Try another kernel or "
+        "layout for it first."
     )
-    return [_Finding(worst.lost_ns, text)]
+    return [_Finding(lost, text)]
+
+
+def _lost_by_kernel(one: OpSum) -> int:
+    """What full clocks would not give back."""
+    return one.lost_ns - (one.clocks_ns or 0)
+
+
+_REMEDIES = {
+    "power cap": "Its power limit holds it back: spread the work over more ranks, or do it with "
+    "fewer FLOPs of a narrower dtype",
+    "thermal": "It is too hot: look at its cooling and its neighbours",
+    "clocks set by the user": "Somebody set its clocks lower",
+}
+"""Part of a reason -> what to do."""
+
+
+def _clocks(report: Report) -> list[_Finding]:
+    """Of the rank shown."""
+    one = next((o for o in report.device_clocks if o.rank == report.rank_shown), None)
+    if one is None or not one.clocks_ns or one.compute_mhz is None:
+        return []
+    most = next(iter(one.reasons_ns), "")
+    remedy = next((text for name, text in _REMEDIES.items() if name in most), "")
+    text = (
+        f"The device ran below its full clock ({reasons_of(one)}), and that alone is "
+        f"{_of_wall(report, one.clocks_ns)} of what kernels lost. "
+        f"{remedy or 'Find out what holds its clock'}."
+    )
+    return [_Finding(one.clocks_ns, text)]
 
 
 def _small(report: Report) -> list[_Finding]:

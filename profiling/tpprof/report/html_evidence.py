@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from tpinfer.config.units import format_rate
 from tpprof.ranks.wait import EARLIER
+from tpprof.report.clock_wording import describe_clock, describe_lost_to_clocks
 from tpprof.report.collective_sums import CollectiveSum
 from tpprof.report.html_svg import (
     WIDTH,
@@ -136,14 +137,18 @@ def limit_bars(sums: Sequence[OpSum]) -> str:
         if not one.floor_ns:
             text = f"{milliseconds(one.time_ns)} ms, no model"
         marks.append(label(_LEFT + one.time_ns * scale + 8, y + 13, text, "value"))
-    heads = ("op", "count", "ms", "floor", "lost", "of limit", "bound by")
+    heads = ["op", "count", "ms", "floor", "lost", "clocks", "of limit", "bound by"]
     rows = [
-        (
+        [
             printable(s.key), s.count, milliseconds(s.time_ns), milliseconds(s.floor_ns),
-            milliseconds(s.lost_ns), percent(s.floor_ns, s.time_ns) if s.floor_ns else "?", s.bound,
-        )
+            milliseconds(s.lost_ns), "?" if s.clocks_ns is None else milliseconds(s.clocks_ns),
+            percent(s.floor_ns, s.time_ns) if s.floor_ns else "?", s.bound,
+        ]
         for s in sums
     ]  # fmt: skip
+    if all(one.clocks_ns is None for one in sums):
+        for row in (heads, *rows):
+            del row[5]
     present = {one.bound for one in shown}
     named = {bound: text for bound, text in _LIMIT_COLOURS.items() if bound in present}
     return (
@@ -158,6 +163,11 @@ def certainty(report: Report) -> str:
     meters = "".join(_meter(f"{whole} {has}", share) for whole, has, share in covered(report))
     facts = [
         *(("clock", text) for text in clocks_of(report)),
+        *(("device", describe_clock(one)) for one in report.device_clocks),
+        *(
+            ("lost", f"rank {one.rank}: {describe_lost_to_clocks(one)}")
+            for one in report.device_clocks
+        ),
         ("recorder", describe_dilation(report.dilation)),
         ("sum", f"the leaves and the wall differ by {report.residual_ns} ns"),
     ]

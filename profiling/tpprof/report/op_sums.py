@@ -22,6 +22,8 @@ class OpSum:
     bytes: int
     bound: str
     """That of most of the time."""
+    clocks_ns: int | None = None
+    """The part of lost_ns that full clocks would give back; None where nobody sampled clocks."""
 
     @property
     def lost_ns(self) -> int:
@@ -46,6 +48,12 @@ def sum_ops(ops: Iterable[OpResult], rank: int) -> list[OpSum]:
     )
 
 
+def add_clocks(parts: Iterable[int | None]) -> int | None:
+    """The sum of those that are known; None where none is."""
+    known = [part for part in parts if part is not None]
+    return sum(known) if known else None
+
+
 def _sum(key: str, members: list[OpResult]) -> OpSum:
     by_bound: dict[str, int] = {}
     for op in members:
@@ -57,5 +65,6 @@ def _sum(key: str, members: list[OpResult]) -> OpSum:
         count=sum(op.count for op in members),
         flops=sum(max(op.flops, 0) for op in members),
         bytes=sum(max(op.bytes, 0) for op in members),
+        clocks_ns=add_clocks(op.lost_to.get("clocks") for op in members),
         bound=min(by_bound, key=lambda bound: (-by_bound[bound], bound)),
     )

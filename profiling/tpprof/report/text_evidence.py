@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from tpinfer.config.units import format_flops, format_rate, format_size, format_time
 from tpprof.ranks.wait import EARLIER
+from tpprof.report.clock_wording import describe_clock, describe_lost_to_clocks
 from tpprof.report.collective_sums import CollectiveSum, sum_collectives
-from tpprof.report.op_sums import OpSum, sum_ops
+from tpprof.report.op_sums import OpSum, add_clocks, sum_ops
 from tpprof.report.rates import flop_rates, memory_levels, positive
 from tpprof.report.wording import (
     duration,
@@ -80,20 +81,30 @@ def _late(one: CollectiveSum) -> str:
 
 
 def render_ops(report: Report) -> str:
-    """Floor and lost of the ops that took longest on the rank shown; empty without any."""
+    """Floor and lost of the ops that took longest on the rank shown, and what of it the clocks are
+    where they were sampled; empty without any."""
     sums = sum_ops(report.ops, report.rank_shown)
     if not sums:
         return ""
+    shows = any(one.clocks_ns is not None for one in sums)
+    title = f"{f'rank {report.rank_shown}: time against its limit':<38}"
+    clocks = f"{'clocks':>9}" if shows else ""
     lines = [
-        f"{f'rank {report.rank_shown}: time against its limit':<38}{'count':>7}{'ms':>10}"
-        f"{'floor':>10}{'lost':>10}{'of limit':>9}  bound by"
+        f"{title[: _label_width(shows)]}{'count':>7}{'ms':>10}{'floor':>10}{'lost':>10}"
+        f"{clocks}{'of limit':>9}  bound by"
     ]
-    lines += [_op_line(one) for one in sums[:_MOST_OPS]]
+    lines += [_op_line(one, shows) for one in sums[:_MOST_OPS]]
     if len(sums) > _MOST_OPS:
         left = sums[_MOST_OPS:]
-        lines.append(_op_line(_added(f"({plural(len(left), 'smaller one')})", left)))
-    lines.append(_op_line(_added("all", sums)))
+        lines.append(_op_line(_added(f"({plural(len(left), 'smaller one')})", left), shows))
+    lines.append(_op_line(_added("all", sums), shows))
+    shown = [one for one in report.device_clocks if one.rank == report.rank_shown]
+    lines += [line for one in shown for line in wrapped(describe_lost_to_clocks(one), 0)]
     return "\n".join(lines)
+
+
+def _label_width(shows_clocks: bool) -> int:
+    return 30 if shows_clocks else 38
 
 
 def _added(key: str, sums: Sequence[OpSum]) -> OpSum:
@@ -105,16 +116,21 @@ def _added(key: str, sums: Sequence[OpSum]) -> OpSum:
         0,
         0,
         "",
+        add_clocks(one.clocks_ns for one in sums),
     )
 
 
-def _op_line(one: OpSum) -> str:
+def _op_line(one: OpSum, shows_clocks: bool) -> str:
     floor = milliseconds(one.floor_ns) if one.floor_ns else "?"
     lost = milliseconds(one.lost_ns) if one.floor_ns else "?"
     share = percent(one.floor_ns, one.time_ns) if one.floor_ns else "?"
+    is_known = one.floor_ns and one.clocks_ns is not None
+    clocks = milliseconds(one.clocks_ns or 0) if is_known else "?"
+    column = f"{clocks:>9}" if shows_clocks else ""
+    width = _label_width(shows_clocks)
     return (
-        f"{kernel_label(one.key, 38):<38}{one.count:>7}{milliseconds(one.time_ns):>10}{floor:>10}"
-        f"{lost:>10}{share:>9}  {one.bound}"
+        f"{kernel_label(one.key, width):<{width}}{one.count:>7}{milliseconds(one.time_ns):>10}"
+        f"{floor:>10}{lost:>10}{column}{share:>9}  {one.bound}"
     ).rstrip()
 
 
@@ -124,6 +140,7 @@ def render_evidence(report: Report) -> str:
     if report.method == "trace":
         lines += _item("coverage", describe_coverage(report))
     lines += [line for text in clocks_of(report) for line in _item("clock", text)]
+    lines += [line for one in report.device_clocks for line in _item("device", describe_clock(one))]
     lines += _item("recorder", describe_dilation(report.dilation))
     if report.ceilings:
         lines += _item("ceilings", describe_ceilings(report.ceilings))
