@@ -185,7 +185,7 @@ def _load_and_size(
             partition=partition,
             rank=seat.rank,
             parameters=parameters,
-            matmuls=kernels.matmuls,
+            layer_ops=kernels.layer_ops,
             kv=cache.kv,
             bind_attention=kernels.attention.bind_attention,
             bind_reduce=lambda site: group.bind_all_reduce(largest, choices.compute_dtype),
