@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tpinfer.attention.interface import SequenceSpan
+from tpinfer.attention.interface import StepSpans
 from tpinfer.steps.logprobs import TokenLogprobs
 from tpinfer.steps.plan import SamplingRecord
 
@@ -63,7 +63,7 @@ class StepInputs:
     """compute dtype [T, 1, D]."""
     sin: torch.Tensor
     """compute dtype [T, 1, D], first half negated."""
-    spans: Sequence[SequenceSpan]
+    spans: StepSpans
     logit_rows: torch.Tensor
     """int64 [R]: tokens whose logits are needed."""
     drawn: torch.Tensor
