@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from tests.cpu.thread_ranks import ThreadExchange
+from tpinfer.attention.interface import StepSpans
 from tpinfer.decoding.native_passes import load_native_passes
 from tpinfer.decoding.random_numbers import uniform
 from tpinfer.decoding.sampler import bind_sampler
@@ -68,7 +69,13 @@ def sample_once(
         acts = Activations()
         acts.logits = logits[:, start:stop].clone()
         step: dict[str, Any] = dict.fromkeys(("token_ids", "positions", "slots"), EMPTY)
-        step |= {"cos": EMPTY, "sin": EMPTY, "spans": (), "logit_rows": EMPTY, "drawn": EMPTY}
+        step |= {
+            "cos": EMPTY,
+            "sin": EMPTY,
+            "spans": StepSpans(()),
+            "logit_rows": EMPTY,
+            "drawn": EMPTY,
+        }
         is_plain = all(is_plain_greedy(row.record) for row in rows)
         inputs = StepInputs(**step, sampling=rows, all_greedy=is_plain, prompt_rows=prompts)
         try:

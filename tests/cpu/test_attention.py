@@ -4,7 +4,7 @@ scattered blocks."""
 import pytest
 import torch
 
-from tpinfer.attention.interface import AttentionBackend, HeadLayout, SequenceSpan
+from tpinfer.attention.interface import AttentionBackend, HeadLayout, SequenceSpan, StepSpans
 from tpinfer.attention.native_decode import NativeAttention, load_native_attention
 from tpinfer.attention.paged_kv import BlockTable, PagedKV, key_range
 from tpinfer.attention.reference import ReferenceAttention, _in_pieces, _softmax_parts
@@ -101,7 +101,9 @@ def test_matches_the_definition(
     span = span_of(table, layout, num_tokens, context, window)
     query = torch.randn(num_tokens, num_heads, head_dim)
     heads = HeadLayout(num_heads, num_kv_heads, group, offset)
-    found = backend.bind_attention(heads, head_dim, window)(query, cache.layer(0), [span])
+    found = backend.bind_attention(heads, head_dim, window)(
+        query, cache.layer(0), StepSpans([span])
+    )
     expected = oracle(query, keys, values, offset, group, window)
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-4)
 
@@ -125,7 +127,7 @@ def test_parts_of_the_keys_merge_to_all_of_them(
         span = span_of(table, layout, num_tokens, context, window)
         heads = HeadLayout(num_heads, num_kv_heads, num_heads // num_kv_heads, 0)
         attend = backend.bind_partial_attention(heads, head_dim, window)
-        out, lse = attend(query, cache.layer(0), [span])
+        out, lse = attend(query, cache.layer(0), StepSpans([span]))
         assert out.isfinite().all() and not lse.isnan().any()
         if not span.keys_of(window).num_keys:
             assert (lse == -torch.inf).all()
@@ -176,14 +178,16 @@ def test_the_kernel_reads_every_format_like_torch(
         cache.layer(0).write(slots, torch.randn(context, 2, num_kv_heads, head_dim) * 2)
     query = torch.randn(first, num_heads + 1, head_dim).to(compute)[:, :num_heads]
     heads = HeadLayout(num_heads, num_kv_heads, num_heads // num_kv_heads, 0)
-    found = native.bind_attention(heads, head_dim, None)(query, cache.layer(0), spans)
+    found = native.bind_attention(heads, head_dim, None)(query, cache.layer(0), StepSpans(spans))
     plain = ReferenceAttention().bind_attention(heads, head_dim, None)
-    exact = plain(query.float(), cache.layer(0), spans)
+    exact = plain(query.float(), cache.layer(0), StepSpans(spans))
     assert found.dtype is compute
     decodes = [span.first_token for span in spans if span.num_tokens == 1]
     bound = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}[compute]
     torch.testing.assert_close(found[decodes].float(), exact[decodes], atol=bound, rtol=bound)
-    assert torch.equal(found[3:6], plain(query, cache.layer(0), spans)[3:6]), "the prompt's"
+    assert torch.equal(found[3:6], plain(query, cache.layer(0), StepSpans(spans))[3:6]), (
+        "the prompt's"
+    )
 
 
 def test_the_kernel_shows_what_is_broken(native: NativeAttention) -> None:
@@ -194,7 +198,9 @@ def test_the_kernel_shows_what_is_broken(native: NativeAttention) -> None:
         keys[3, 1, 2] = broken
         cache = filled(layout, 2, 8, table, keys, values)
         span = span_of(table, layout, 1, 6, None)
-        found = native.bind_attention(heads, 8, None)(torch.ones(1, 2, 8), cache.layer(0), [span])
+        found = native.bind_attention(heads, 8, None)(
+            torch.ones(1, 2, 8), cache.layer(0), StepSpans([span])
+        )
         assert found[0, 0].isfinite().all() and found[0, 1].isnan().any()
 
 

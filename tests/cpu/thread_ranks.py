@@ -16,6 +16,7 @@ from tpinfer.config.huggingface import read_model_spec
 from tpinfer.config.kv_cache import KVLayoutName
 from tpinfer.decoding.sampler import bind_sampler
 from tpinfer.decoding.vocab_passes import TorchPasses
+from tpinfer.layers.layer_ops import TorchLayerOps
 from tpinfer.layers.matmul import bind_matmuls, plain_matmul
 from tpinfer.layers.rotary import rotary_table
 from tpinfer.layers.step_inputs import Activations, Op
@@ -101,7 +102,7 @@ def build_rank(
             partition=partition,
             rank=rank,
             parameters=parameters,
-            matmuls=bind_matmuls(parameters, plain_matmul),
+            layer_ops=TorchLayerOps(bind_matmuls(parameters, plain_matmul)),
             kv=kv,
             bind_attention=bind_attention,
             bind_reduce=lambda site: all_reduce,

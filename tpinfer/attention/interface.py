@@ -33,6 +33,43 @@ class SequenceSpan:
 
 
 @dataclass(frozen=True, slots=True)
+class PagedSpans:
+    """The sequences of a step as kernels on a device read them. S sequences, some of them padding:
+    of no query token, or of one that attends to nothing.
+
+    The tensors are buffers that stay where they are from step to step, so that a recorded step
+    finds the next one's values in them; their rows beyond S may hold anything.
+    """
+
+    block_tables_RB: torch.Tensor
+    """int32 [rows, blocks]: of each row of the row store, the local number of the block that this
+    rank holds at logical block j * g + place, for j from 0, where g ranks share a KV head. Entries
+    that no context reaches may hold anything."""
+    rows_S: torch.Tensor
+    """int32 [S]: row of each sequence."""
+    first_tokens_S1: torch.Tensor
+    """int32 [S + 1]: first query token of each sequence within the step's T, and T."""
+    context_lens_S: torch.Tensor
+    """int32 [S]: tokens that each attends to at its last query token, itself included; 0 for
+    padding, whose output is 0."""
+    num_sequences: int
+    max_query_len: int
+    """No sequence brings more query tokens."""
+    max_context_len: int
+    """No sequence attends to more tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepSpans:
+    """The sequences of a step in the order of their query tokens."""
+
+    sequences: Sequence[SequenceSpan]
+    """For backends that walk them on the host. Empty in a recorded step."""
+    paged: PagedSpans | None = None
+    """For backends that read them on the device; None where nobody does."""
+
+
+@dataclass(frozen=True, slots=True)
 class HeadLayout:
     """How a rank's query heads sit on its KV heads."""
 
@@ -49,11 +86,11 @@ class HeadLayout:
         return self.num_heads == self.num_kv_heads * self.group_size
 
 
-AttentionCall = Callable[[torch.Tensor, LayerKV, Sequence[SequenceSpan]], torch.Tensor]
+AttentionCall = Callable[[torch.Tensor, LayerKV, StepSpans], torch.Tensor]
 """(query [T, H, D], layer cache, spans) -> [T, H, D]."""
 
 PartialAttentionCall = Callable[
-    [torch.Tensor, LayerKV, Sequence[SequenceSpan]], tuple[torch.Tensor, torch.Tensor]
+    [torch.Tensor, LayerKV, StepSpans], tuple[torch.Tensor, torch.Tensor]
 ]
 """(query [T, H, D], layer cache, spans) -> (out [T, H, D], log-sum-exp float32 [T, H]) of the keys
 that this rank holds. A query that sees none of them has log-sum-exp -inf and out 0. Softmax over
@@ -64,6 +101,9 @@ arXiv 2205.14135, section 3.1)."""
 class AttentionBackend(Protocol):
     """What binds the attention of one layer: (layout, head_dim, window), where `window` is the
     sliding window in tokens and None is full attention."""
+
+    reads_paged: bool
+    """Whether its calls need `StepSpans.paged`."""
 
     def bind_attention(
         self, layout: HeadLayout, head_dim: int, window: int | None

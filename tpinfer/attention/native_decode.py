@@ -18,6 +18,7 @@ from tpinfer.attention.interface import (
     HeadLayout,
     PartialAttentionCall,
     SequenceSpan,
+    StepSpans,
 )
 from tpinfer.attention.paged_kv import LayerKV
 from tpinfer.attention.reference import bind_attention, bind_partial_attention
@@ -77,6 +78,8 @@ class NativeAttention:
     """The compiled kernel, bound layer by layer. What it makes of a step's spans is kept for the
     step's other layers."""
 
+    reads_paged = False
+
     def __init__(self, library: ctypes.CDLL, num_threads: int) -> None:
         self._attend = library.attend
         self._attend.argtypes = [ctypes.c_void_p]
@@ -93,17 +96,15 @@ class NativeAttention:
             return plain
         slides, call = window is not None, self._call(layout, head_dim)
 
-        def attend(
-            query_THD: torch.Tensor, cache: LayerKV, spans: Sequence[SequenceSpan]
-        ) -> torch.Tensor:
-            rows = self._rows_of(spans, slides)
+        def attend(query_THD: torch.Tensor, cache: LayerKV, spans: StepSpans) -> torch.Tensor:
+            rows = self._rows_of(spans.sequences, slides)
             if not rows.num_rows:
                 return plain(query_THD, cache, spans)
             out = torch.empty(query_THD.shape, dtype=query_THD.dtype)
             self._run(call, rows, query_THD, cache, out, None)
             for span in rows.others:
                 part = slice(span.first_token, span.first_token + span.num_tokens)
-                out[part] = plain(query_THD, cache, (span,))
+                out[part] = plain(query_THD, cache, StepSpans((span,)))
             return out
 
         return attend
@@ -118,9 +119,9 @@ class NativeAttention:
         slides, call = window is not None, self._call(layout, head_dim)
 
         def attend(
-            query_THD: torch.Tensor, cache: LayerKV, spans: Sequence[SequenceSpan]
+            query_THD: torch.Tensor, cache: LayerKV, spans: StepSpans
         ) -> tuple[torch.Tensor, torch.Tensor]:
-            rows = self._rows_of(spans, slides)
+            rows = self._rows_of(spans.sequences, slides)
             if not rows.num_rows:
                 return plain(query_THD, cache, spans)
             out = torch.empty(query_THD.shape, dtype=query_THD.dtype)
@@ -128,7 +129,7 @@ class NativeAttention:
             self._run(call, rows, query_THD, cache, out, lse)
             for span in rows.others:
                 part = slice(span.first_token, span.first_token + span.num_tokens)
-                out[part], lse[part] = plain(query_THD, cache, (span,))
+                out[part], lse[part] = plain(query_THD, cache, StepSpans((span,)))
             return out, lse
 
         return attend

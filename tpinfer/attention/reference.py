@@ -8,8 +8,6 @@ are padded to whole groups for the call. Sequences are walked one by one.
 Shapes: T tokens, H local query heads, K local KV heads, G group size, D head dim, N keys.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 
@@ -18,6 +16,7 @@ from tpinfer.attention.interface import (
     HeadLayout,
     PartialAttentionCall,
     SequenceSpan,
+    StepSpans,
 )
 from tpinfer.attention.paged_kv import KeyRange, LayerKV
 
@@ -27,6 +26,8 @@ _QUERY_ROWS = 256
 
 class ReferenceAttention:
     """Plain torch as a backend."""
+
+    reads_paged = False
 
     def bind_attention(
         self, layout: HeadLayout, head_dim: int, window: int | None
@@ -48,13 +49,11 @@ def bind_attention(layout: HeadLayout, head_dim: int, window: int | None) -> Att
     after = num_padded - layout.offset - layout.num_heads
     padding = (0, 0, layout.offset, after)
 
-    def attend(
-        query_THD: torch.Tensor, cache: LayerKV, spans: Sequence[SequenceSpan]
-    ) -> torch.Tensor:
+    def attend(query_THD: torch.Tensor, cache: LayerKV, spans: StepSpans) -> torch.Tensor:
         if not layout.is_whole:
             query_THD = F.pad(query_THD, padding)
         query_TKGD = query_THD.unflatten(1, (layout.num_kv_heads, layout.group_size))
-        outs = [_attend_one(query_TKGD, cache, span, window) for span in spans]
+        outs = [_attend_one(query_TKGD, cache, span, window) for span in spans.sequences]
         out_THD = (outs[0] if len(outs) == 1 else torch.cat(outs)).view(-1, num_padded, head_dim)
         if layout.is_whole:
             return out_THD
@@ -111,10 +110,10 @@ def bind_partial_attention(
     assert layout.is_whole, "the ranks that share a KV head gather its whole group of query heads"
 
     def attend(
-        query_THD: torch.Tensor, cache: LayerKV, spans: Sequence[SequenceSpan]
+        query_THD: torch.Tensor, cache: LayerKV, spans: StepSpans
     ) -> tuple[torch.Tensor, torch.Tensor]:
         query_TKGD = query_THD.unflatten(1, (layout.num_kv_heads, layout.group_size))
-        found = [_attend_partly(query_TKGD, cache, span, window) for span in spans]
+        found = [_attend_partly(query_TKGD, cache, span, window) for span in spans.sequences]
         outs, lses = zip(*found, strict=True)
         return torch.cat(outs).flatten(1, 2), torch.cat(lses).flatten(1)
 

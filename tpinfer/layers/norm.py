@@ -12,6 +12,9 @@ def bind_norm(weight: torch.Tensor, eps: float, *, adds_delta: bool) -> OpCall:
     shape = weight.shape
 
     def norm(acts: Activations, step: StepInputs) -> None:
+        if acts.normed:
+            acts.normed = False
+            return
         if adds_delta:
             acts.residual = acts.residual.add_(acts.delta)
         acts.hidden = F.rms_norm(acts.residual, shape, weight, eps)

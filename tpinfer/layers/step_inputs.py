@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tpinfer.attention.interface import SequenceSpan
+from tpinfer.attention.interface import StepSpans
 from tpinfer.steps.logprobs import TokenLogprobs
 from tpinfer.steps.plan import SamplingRecord
 
@@ -63,7 +63,7 @@ class StepInputs:
     """compute dtype [T, 1, D]."""
     sin: torch.Tensor
     """compute dtype [T, 1, D], first half negated."""
-    spans: Sequence[SequenceSpan]
+    spans: StepSpans
     logit_rows: torch.Tensor
     """int64 [R]: tokens whose logits are needed."""
     drawn: torch.Tensor
@@ -88,6 +88,7 @@ class Activations:
         "logits",
         "logprobs",
         "mixed",
+        "normed",
         "partial",
         "prompt_logprobs",
         "qkv",
@@ -103,6 +104,9 @@ class Activations:
     """[T, M] what the last attention or MLP adds to it."""
     hidden: torch.Tensor
     """[T, M] normed input of the next linear; [R, M] behind the final norm."""
+    normed: bool
+    """Whether the op before has added delta to residual and set hidden already, as a fused reduce
+    does: the next norm then does nothing but clear this."""
     qkv: torch.Tensor
     """[T, (H + 2K) * D] local queries, keys and values."""
     queries: torch.Tensor
@@ -125,6 +129,9 @@ class Activations:
     """[R] where a row asked for them; empty where none did."""
     prompt_logprobs: list[list[TokenLogprobs]]
     """Parallel to `prompt_rows`, one per target."""
+
+    def __init__(self) -> None:
+        self.normed = False
 
 
 OpCall = Callable[[Activations, StepInputs], None]

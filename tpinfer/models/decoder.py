@@ -24,18 +24,9 @@ from tpinfer.layers.blanks import (
     blank_residual,
     blank_stream,
 )
-from tpinfer.layers.embedding import (
-    AnyLogits,
-    bind_any_logits,
-    bind_embed,
-    bind_embed_reduce,
-    bind_head,
-)
-from tpinfer.layers.linear import bind_out, bind_qkv, bind_reduce
-from tpinfer.layers.matmul import MatMul
-from tpinfer.layers.mlp import bind_activation, bind_down, bind_gate_up
-from tpinfer.layers.norm import bind_final_norm, bind_norm
-from tpinfer.layers.rotary import bind_rope
+from tpinfer.layers.embedding import AnyLogits, bind_embed, bind_embed_reduce
+from tpinfer.layers.layer_ops import LayerOps
+from tpinfer.layers.linear import bind_reduce
 from tpinfer.layers.step_inputs import Op, OpCall
 from tpinfer.sharding.partition import Partition
 
@@ -62,9 +53,9 @@ class DecoderParts:
     partition: Partition
     rank: int
     parameters: Mapping[str, torch.Tensor]
-    """Local tensors by the names of `decoder_parameters`, without those in `matmuls`."""
-    matmuls: Mapping[str, MatMul]
-    """Products with the linears' weights by op, and `head`."""
+    """Local tensors by the names of `decoder_parameters`, without the linears'."""
+    layer_ops: LayerOps
+    """Binds the ops of a layer; holds the linears' weights."""
     kv: PagedKV
     bind_attention: Callable[[HeadLayout, int, int | None], AttentionCall]
     """The chosen attention backend: (layout, head_dim, window) -> call."""
@@ -89,11 +80,10 @@ def build_decoder(parts: DecoderParts) -> list[Op]:
         program.append(Op("embed.reduce", reduce, blank_residual(weights["embed.weight"])))
     for layer in range(spec.num_layers):
         program += _attention_ops(parts, layer) + _mlp_ops(parts, layer)
-    head = parts.matmuls["head"]
-    norm = weights["final_norm.weight"]
-    program.append(Op("final_norm", bind_final_norm(norm, spec.rms_norm_eps)))
-    program.append(Op("head", bind_head(head)))
-    sampling = parts.bind_sampling(bind_any_logits(norm, spec.rms_norm_eps, head))
+    final = weights["final_norm.weight"], spec.rms_norm_eps
+    program.append(Op("final_norm", parts.layer_ops.bind_final_norm(*final)))
+    program.append(Op("head", parts.layer_ops.bind_head()))
+    sampling = parts.bind_sampling(parts.layer_ops.bind_any_logits(*final))
     blanks = {
         "sample.local": blank_logits(rows[1] - rows[0]),
         "prompt_logprobs": blank_stream(weights["embed.weight"]),
@@ -113,22 +103,15 @@ def _attention_ops(parts: DecoderParts, layer: int) -> list[Op]:
     norms = None
     if spec.qk_norm:
         norms = weights[f"{prefix}.q_norm.weight"], weights[f"{prefix}.k_norm.weight"]
-    cache = parts.kv.layer(layer)
+    bound, cache = parts.layer_ops, parts.kv.layer(layer)
+    heads = layout.num_heads, layout.num_kv_heads
+    out = bound.bind_out(f"{prefix}.out", is_whole=partition.size == 1)
     ops = [
         Op(f"{prefix}.norm", _norm(parts, f"{prefix}.norm", adds_delta=layer > 0)),
-        Op(
-            f"{prefix}.qkv",
-            bind_qkv(parts.matmuls[f"{prefix}.qkv"]),
-        ),
-        Op(
-            f"{prefix}.rope",
-            bind_rope(cache, layout.num_heads, layout.num_kv_heads, norms, spec.rms_norm_eps),
-        ),
+        Op(f"{prefix}.qkv", bound.bind_qkv(f"{prefix}.qkv")),
+        Op(f"{prefix}.rope", bound.bind_rope(cache, *heads, norms, spec.rms_norm_eps)),
         *_core_ops(parts, layer, layout),
-        Op(
-            f"{prefix}.out",
-            bind_out(parts.matmuls[f"{prefix}.out"]),
-        ),
+        Op(f"{prefix}.out", out),
     ]
     return ops + _reduce(parts, f"{prefix}.reduce")
 
@@ -157,26 +140,20 @@ def _core_ops(parts: DecoderParts, layer: int, layout: HeadLayout) -> list[Op]:
 
 
 def _mlp_ops(parts: DecoderParts, layer: int) -> list[Op]:
-    prefix = f"layers.{layer}.mlp"
+    prefix, bound = f"layers.{layer}.mlp", parts.layer_ops
+    down = bound.bind_down(f"{prefix}.down", is_whole=parts.partition.size == 1)
     ops = [
         Op(f"{prefix}.norm", _norm(parts, f"{prefix}.norm", adds_delta=True)),
-        Op(
-            f"{prefix}.gate_up",
-            bind_gate_up(parts.matmuls[f"{prefix}.gate_up"]),
-        ),
-        Op(f"{prefix}.act", bind_activation()),
-        Op(
-            f"{prefix}.down",
-            bind_down(parts.matmuls[f"{prefix}.down"]),
-        ),
+        Op(f"{prefix}.gate_up", bound.bind_gate_up(f"{prefix}.gate_up")),
+        Op(f"{prefix}.act", bound.bind_activation()),
+        Op(f"{prefix}.down", down),
     ]
     return ops + _reduce(parts, f"{prefix}.reduce")
 
 
 def _norm(parts: DecoderParts, name: str, *, adds_delta: bool) -> OpCall:
-    return bind_norm(
-        parts.parameters[f"{name}.weight"], parts.spec.rms_norm_eps, adds_delta=adds_delta
-    )
+    weight = parts.parameters[f"{name}.weight"]
+    return parts.layer_ops.bind_norm(weight, parts.spec.rms_norm_eps, adds_delta=adds_delta)
 
 
 def _reduce(parts: DecoderParts, site: str) -> list[Op]:

@@ -185,7 +185,7 @@ def _load_and_size(
             partition=partition,
             rank=seat.rank,
             parameters=parameters,
-            matmuls=kernels.matmuls,
+            layer_ops=kernels.layer_ops,
             kv=cache.kv,
             bind_attention=kernels.attention.bind_attention,
             bind_reduce=lambda site: group.bind_all_reduce(largest, choices.compute_dtype),
@@ -195,7 +195,8 @@ def _load_and_size(
             shared_kv=_shared_kv(partition, kernels, kv_group),
         )
     )
-    rows = _row_store(spec, choices, limits, cache.kv.layout, device)
+    is_paged = kernels.attention.reads_paged
+    rows = _row_store(spec, choices, limits, cache.kv.layout, device, is_paged)
     sites = _collective_sites(ledger, group, kv_group)
     worker = Worker(WorkerParts(program, rows, cache.kv, cache.host, group, device, sites))
     return Assembly(
@@ -220,6 +221,7 @@ def _row_store(
     limits: SchedulerLimits,
     layout: KVLayout,
     device: torch.device,
+    is_paged: bool,
 ) -> RowStore:
     num_positions = limits.max_model_len
     if limits.window is None:  # no sequence outgrows the cache but by its last token
@@ -234,6 +236,7 @@ def _row_store(
         layout=layout,
         window=spec.sliding_window,
         all_layers_slide=limits.window is not None,
+        is_paged=is_paged,
     )
     return RowStore(held, rotary, device)
 

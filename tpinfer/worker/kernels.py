@@ -15,7 +15,8 @@ from tpinfer.costs.choices import (
 )
 from tpinfer.decoding.native_passes import load_native_passes
 from tpinfer.decoding.vocab_passes import TorchPasses, VocabPasses
-from tpinfer.layers.matmul import MatMul, bind_matmuls, can_pack, packed_matmul, plain_matmul
+from tpinfer.layers.layer_ops import LayerOps, TorchLayerOps
+from tpinfer.layers.matmul import bind_matmuls, can_pack, packed_matmul, plain_matmul
 from tpinfer.numerics.torch_dtypes import to_torch
 
 
@@ -23,8 +24,7 @@ from tpinfer.numerics.torch_dtypes import to_torch
 class Kernels:
     """The kernels of one rank."""
 
-    matmuls: dict[str, MatMul]
-    """By op."""
+    layer_ops: LayerOps
     attention: AttentionBackend
     passes: VocabPasses
 
@@ -51,5 +51,7 @@ def choose_kernels(
         sampling_choice(passes is not None, why_passes),
     ):
         choices = choices.with_choice(choice)
-    kernels = Kernels(matmuls, attention or ReferenceAttention(), passes or TorchPasses())
+    kernels = Kernels(
+        TorchLayerOps(matmuls), attention or ReferenceAttention(), passes or TorchPasses()
+    )
     return kernels, choices

@@ -5,12 +5,12 @@ to step, tokens stay on the device, and a step's columns are gathered into buffe
 once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 
-from tpinfer.attention.interface import SequenceSpan
+from tpinfer.attention.interface import PagedSpans, SequenceSpan, StepSpans
 from tpinfer.attention.paged_kv import BlockTable, KeyRange, key_range
 from tpinfer.costs.ops import StepAggregates, aggregate
 from tpinfer.layers.step_inputs import PromptRow, SamplingRow, StepInputs
@@ -22,6 +22,7 @@ from tpinfer.steps.sampling_record import (
     is_plain_greedy,
     sums_masses,
 )
+from tpinfer.worker.paged_rows import NUM_COLUMNS, PagedRows
 from tpinfer.worker.token_buffer import TokenBuffer
 
 
@@ -56,6 +57,8 @@ class RowLimits:
     window: int | None
     """Sliding window of the layers that slide; None where none does."""
     all_layers_slide: bool
+    is_paged: bool = False
+    """Whether attention reads block tables on the device."""
 
 
 class RowStore:
@@ -67,9 +70,13 @@ class RowStore:
         self._rotary = rotary
         self._device = device
         self._tokens = TokenBuffer(limits.max_num_rows, limits.max_len, device)
+        self._paged: PagedRows | None = None
+        if limits.is_paged:
+            self._paged = PagedRows(limits.max_num_rows, limits.max_len, limits.layout, device)
         # One transfer carries a step's columns: token addresses, positions, slots, logit rows and
-        # where sampled tokens go.
-        shape = 5, max(limits.max_num_tokens, limits.max_num_rows)
+        # where sampled tokens go; then those of the paged rows.
+        count = 5 + NUM_COLUMNS * limits.is_paged
+        shape = count, max(limits.max_num_tokens, limits.max_num_rows) + 1
         is_cuda = device.type == "cuda"
         self._staged = torch.empty(shape, dtype=torch.int64, pin_memory=is_cuda)
         self._staged_array = self._staged.numpy()  # filled faster than a tensor is
@@ -115,7 +122,10 @@ class RowStore:
         for number, count in plan.dropped_blocks:
             self.rows[number].table.drop(count)
         for number, *blocks in plan.new_blocks:
-            self.rows[number].table.append(blocks)
+            table = self.rows[number].table
+            if self._paged is not None:
+                self._paged.append(number, table.num_dropped + len(table.blocks), blocks)
+            table.append(blocks)
         addresses: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
@@ -141,7 +151,9 @@ class RowStore:
                 drawn.append(first + num_tokens)
                 sampling.append(self._sampling(row, number, stop))
             row.num_computed = stop
-        inputs = self._inputs((addresses, positions, slots, logit_rows, drawn), spans, sampling)
+        columns = self._transfer((addresses, positions, slots, logit_rows, drawn), plan, spans)
+        paged = self._placed(columns[5:], spans)
+        inputs = self._inputs(columns[:5], StepSpans(spans, paged), sampling)
         return replace(inputs, prompt_rows=prompt_rows) if prompt_rows else inputs
 
     def keep_tokens(self, inputs: StepInputs, tokens: torch.Tensor) -> None:
@@ -149,21 +161,46 @@ class RowStore:
         # A row that ends here may have a place in the next step already: it feeds some token.
         self._tokens.write(inputs.drawn, tokens.clamp(min=0))
 
-    def _inputs(
-        self,
-        columns: tuple[list[int], ...],
-        spans: list[SequenceSpan],
-        sampling: list[SamplingRow],
-    ) -> StepInputs:
-        filled = self._staged_array
+    def _transfer(
+        self, columns: tuple[list[int], ...], plan: StepPlan, spans: Sequence[SequenceSpan]
+    ) -> list[torch.Tensor]:
+        """The step's columns on the device, int64 each, those of the paged rows behind the five."""
+        if self._paged is not None:
+            first_tokens = [*(span.first_token for span in spans), len(columns[0])]
+            context_lens = [span.context_len for span in spans]
+            columns += self._paged.columns(plan.rows, first_tokens, context_lens)
+        filled, room = self._staged_array, self._staged.shape[1]
+        # More new blocks than a step has tokens: prompts that were found in the cache.
+        long = {i for i, column in enumerate(columns) if len(column) > room}
+        width = max(len(column) for i, column in enumerate(columns) if i not in long)
         for place, column in enumerate(columns):
-            filled[place, : len(column)] = column
-        width = max(len(columns[0]), len(columns[3]))
+            if place not in long:
+                filled[place, : len(column)] = column
         if self._columns is not self._staged:
             self._columns[:, :width].copy_(self._staged[:, :width], non_blocking=True)
-        tokens = self._columns.narrow(1, 0, len(columns[0]))
-        addresses, positions, slots, _, _ = tokens.unbind()
-        *_, logit_rows, drawn = self._columns.narrow(1, 0, len(columns[3])).unbind()
+        return [
+            torch.tensor(column, dtype=torch.int64, device=self._device)
+            if place in long
+            else self._columns[place, : len(column)]
+            for place, column in enumerate(columns)
+        ]
+
+    def _placed(
+        self, columns: list[torch.Tensor], spans: Sequence[SequenceSpan]
+    ) -> PagedSpans | None:
+        if self._paged is None:
+            return None
+        self._paged.place(columns)
+        return self._paged.spans(
+            len(spans),
+            max((span.num_tokens for span in spans), default=0),
+            max((span.context_len for span in spans), default=0),
+        )
+
+    def _inputs(
+        self, columns: list[torch.Tensor], spans: StepSpans, sampling: list[SamplingRow]
+    ) -> StepInputs:
+        addresses, positions, slots, logit_rows, drawn = columns
         return StepInputs(
             token_ids=self._tokens.read(addresses),
             positions=positions,
