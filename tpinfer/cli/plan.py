@@ -51,7 +51,9 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     if args.html:
         from tpinfer.cli.plan_html import render_page
 
-        _write(args.html, render_page(_title(planner), planner, found, law), "--html")
+        is_free = args.max_num_batched_tokens is None
+        page = render_page(_title(planner), planner, found, law, is_free)
+        _write(args.html, page, "--html")
     return 0 if any(plan.fits for plan in found.plans) else 1
 
 
@@ -146,7 +148,7 @@ def _found(
 
     if sizes is not None:
         if args.max_num_batched_tokens is None:
-            settings = planner.with_chunk(sizes[0], settings)
+            settings = planner.with_chunk(sizes, settings)
         return fixed(planner, sizes, settings, args.num_requests)
     is_free = (args.max_num_seqs is None, args.max_num_batched_tokens is None)
     return search(planner, settings, is_free, args.num_requests)

@@ -106,8 +106,9 @@ class PointModels:
         if point.concurrency is not None:
             running = min(running, -(-point.concurrency // lanes))
         return Load(
-            point.input_len, point.output_len, max(1.0, running), habits.max_num_batched_tokens
-        )
+            point.input_len, point.output_len, max(1.0, running), habits.max_num_batched_tokens,
+            num_stages=lanes,
+        )  # fmt: skip
 
     def _kv_tokens(self, placed: _Placed, traits: Traits) -> int:
         ledger, habits, stages = placed.model.ledger, placed.habits, placed.model.num_stages
