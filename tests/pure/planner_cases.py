@@ -12,7 +12,7 @@ from tpinfer.planner.placement import EngineSettings
 from tpinfer.planner.plan import Plan
 from tpinfer.planner.precision import precision_named
 from tpinfer.planner.predict import Planner
-from tpinfer.planner.step_model import Split
+from tpinfer.planner.split import Split
 from tpinfer.planner.workload import Slo, Workload
 from tpinfer.scheduling.limits import SchedulerLimits
 

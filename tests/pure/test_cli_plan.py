@@ -17,7 +17,7 @@ from tpinfer.planner.outcome import Spread, as_words
 from tpinfer.planner.pictures import PrefillLaw
 from tpinfer.planner.report import render_plans
 from tpinfer.planner.search import Found
-from tpinfer.planner.step_model import Split
+from tpinfer.planner.split import Split
 
 CALL = ["plan", "--model", "llama-3.1-8b", "--topology", "dgx-h100"]
 LOAD = ["--input-len", "64", "--output-len", "16"]

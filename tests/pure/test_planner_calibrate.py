@@ -19,10 +19,10 @@ from tpinfer.planner.calibrate import (
     judge,
     median_error,
 )
-from tpinfer.planner.closed_loop import Limits, Load, average_step, saturated_tokens_per_s
 from tpinfer.planner.point_model import PointModels
 from tpinfer.planner.published import Point
 from tpinfer.planner.robust_fit import Prior, fit_logarithms
+from tpinfer.planner.steady_state import Load, saturated_tokens_per_s, steady_state
 from tpinfer.planner.traits import Traits
 
 MODELS = PointModels({name: shape(name) for name in ("llama-3.1-8b", "llama-3.1-70b")})
@@ -157,25 +157,22 @@ def test_a_fit_lies_between_prior_and_measurements(first: float, second: float) 
 
 
 @settings(max_examples=30)
-@given(st.integers(1, 400), st.integers(16, 8000), st.integers(16, 4000), st.integers(0, 10**6))
+@given(st.integers(1, 400), st.integers(16, 8000), st.integers(16, 4000))
 def test_more_load_is_slower_for_each_and_more_for_all(
-    load: int, prompt: int, output: int, room: int
+    running: int, prompt: int, output: int
 ) -> None:
-    point = replace(POINT, engine="trtllm")
-    model = MODELS.step_model(point, Traits())
-    limits = Limits(float(room + prompt + output), 256, 8192)
-    one = average_step(model, Load(prompt, output, load), limits)
-    more = average_step(model, Load(prompt, output, load + 1), limits)
+    model = MODELS.step_model(POINT, Traits())
+    one, more = (
+        steady_state(model, Load(prompt, output, count, 8192)) for count in (running, running + 1)
+    )
     assert more.tpot.total >= one.tpot.total * (1 - 1e-3)
-    assert 1 <= one.batch <= min(load, 256)
-    roomy = replace(limits, kv_tokens=limits.kv_tokens * 2)
-    assert average_step(model, Load(prompt, output, load), roomy).batch >= one.batch
+    assert more.tokens_per_s >= one.tokens_per_s * (1 - 5e-3)
 
 
 def test_a_run_that_ends_is_below_one_that_goes_on() -> None:
     model = MODELS.step_model(POINT, Traits())
-    limits, load = Limits(400_000.0, 256, 8192), Load(128, 1024, 256)
-    endless = saturated_tokens_per_s(model, load, limits)
-    assert saturated_tokens_per_s(model, load, limits, 256) == pytest.approx(endless)
-    assert saturated_tokens_per_s(model, load, limits, 260) < 0.8 * endless
-    assert saturated_tokens_per_s(model, load, limits, 25_601) == pytest.approx(endless, rel=0.02)
+    load = Load(128, 1024, 256, 8192)
+    endless = saturated_tokens_per_s(model, load, 256)
+    assert saturated_tokens_per_s(model, load, 256, 256) == pytest.approx(endless)
+    assert saturated_tokens_per_s(model, load, 256, 260) < 0.8 * endless
+    assert saturated_tokens_per_s(model, load, 256, 25_601) == pytest.approx(endless, rel=0.02)

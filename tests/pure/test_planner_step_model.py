@@ -20,7 +20,8 @@ from tpinfer.planner.fabrics import FITS, fabric_times, nccl_times
 from tpinfer.planner.group_times import thinness
 from tpinfer.planner.kernel_times import DeviceTimes
 from tpinfer.planner.precision import PRECISIONS, precision_named
-from tpinfer.planner.step_model import Split, StepModel, step_model
+from tpinfer.planner.split import Split
+from tpinfer.planner.step_model import StepModel, step_model
 from tpinfer.planner.traits import Traits, read_traits, write_traits
 from tpinfer.sharding.partition import partition_model
 

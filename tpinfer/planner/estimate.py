@@ -1,21 +1,19 @@
-"""The steady state of an engine in closed form: what a search ranks placements by.
+"""The steady state that a workload leads to under an engine's limits: what a search ranks
+placements by.
 
-n requests run, spread evenly over their lives. A step takes the n decodes and, to keep their
-number, the prompt tokens of those that end: n * I / O of them, in whole chunks. Little's law gives
-what waits. It knows nothing of bursts and percentiles; `planner.simulate` does.
+`planner.steady_state` says what so many running requests do; here is how many run, and by Little's
+law (1961) what the others wait. It knows nothing of bursts and percentiles; `planner.simulate`
+does.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from tpinfer.costs.ops import StepAggregates
-from tpinfer.costs.step_time import StepSums
-from tpinfer.planner.simulate import StepPrices
-from tpinfer.planner.step_model import Split
+from tpinfer.planner.split import Split
+from tpinfer.planner.steady_state import Load, StepPrices, steady_state
 from tpinfer.planner.workload import Workload
 from tpinfer.scheduling.limits import SchedulerLimits
 
 _CHORDS, _NEAR = 8, 0.02
-_ROUNDS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,51 +78,16 @@ class Estimator:
     def _at(self, running: float) -> Estimate:
         """With so many running, of whom some are still at their prompt."""
         work = self._workload
-        decodes, found = running, self._with_decodes(running, running)
-        for _ in range(_ROUNDS):
-            later = (work.output_len - 1) * found.tpot_s
-            decodes = running * later / (later + found.ttft_s) if later else 0.0
-            found = self._with_decodes(running, decodes)
-        return found
-
-    def _with_decodes(self, running: float, decodes: float) -> Estimate:
-        work, most = self._workload, self._limits.max_num_batched_tokens
-        # Decodes and the prompts that replace them share the tokens of a step.
-        most_decodes = most * work.output_len / work.num_tokens
-        is_crowded = decodes > most_decodes
-        decodes = min(decodes, most_decodes)
-        room = max(1.0, most - decodes)
-        # In a closed loop those whose prompts shared a step end together, and come together again.
-        together = running if work.concurrency is not None else 1
-        chunk = min(work.input_len * together, room)
-        prompt = max(decodes, 1.0) * work.input_len / work.output_len
-        share = min(1.0, prompt / chunk)
-        mixed = self._step(decodes, max(chunk, min(prompt, room)))
-        plain = self._step(decodes, 0) if share < 1.0 else mixed
-        per_step = plain * (1 - share) + mixed * share
-        first = mixed * -(-work.input_len // int(room))
-        if work.rate is not None:  # one comes in the middle of a step, on average
-            first += Split(queue=per_step.total / 2)
-        served = first.total + (work.output_len - 1) * per_step.total
-        rate = running * work.output_len / served
-        if is_crowded:  # prompts wait for tokens of a step
-            rate = min(rate, decodes / per_step.total)
-            first += Split(queue=max(0.0, running * work.output_len / rate - served))
-        return Estimate(first, per_step, rate, running, False)
-
-    def _step(self, decodes: float, chunk: float) -> Split:
-        work = self._workload
-        sums = StepSums(self._window)
-        count, context = round(decodes), work.input_len + (work.output_len + 1) // 2
-        if not chunk:
-            count = max(1, count)
-        sums.add_decodes([context] * count, 0)
-        if chunk:
-            whole, rest = divmod(round(chunk), work.input_len)
-            for tokens in [work.input_len] * whole + [rest] * bool(rest):
-                seen = tokens if tokens == work.input_len else (work.input_len + tokens) // 2
-                sums.add(tokens, seen, 1, 0)
-        return self._prices.step(_aggregates(sums))
+        is_loop = work.rate is None
+        load = Load(
+            work.input_len, work.output_len, running, self._limits.max_num_batched_tokens,
+            in_waves=is_loop, window=self._window,
+        )  # fmt: skip
+        found = steady_state(self._prices, load)
+        first = found.ttft
+        if not is_loop:  # one comes in the middle of a step, on average
+            first += Split(queue=(found.tpot.total or found.ttft.total) / 2)
+        return Estimate(first, found.tpot, found.tokens_per_s, running, False)
 
     def _with_queue(self, found: Estimate, wanted: float, short: bool) -> Estimate:
         """More are there than run: Little's law gives their wait."""
@@ -132,10 +95,7 @@ class Estimator:
         life = wanted * work.output_len / found.output_tokens_per_s
         served = found.ttft_s + (work.output_len - 1) * found.tpot_s
         wait = Split(queue=max(0.0, life - served))
-        return Estimate(
-            found.ttft_split + wait, found.tpot_split, found.output_tokens_per_s,
-            found.num_running, short,
-        )  # fmt: skip
+        return replace(found, ttft_split=found.ttft_split + wait, short_of_kv=short)
 
     def _at_rate(self, most: float, short: bool) -> Estimate:
         """As many running as serve what comes."""
@@ -169,10 +129,3 @@ class Estimator:
             else:
                 high, above, below = middle, excess, below / 2
         return middle
-
-
-def _aggregates(sums: StepSums) -> StepAggregates:
-    return StepAggregates(
-        sums.tokens, sums.rows, sums.full_rows, sums.sk, sums.sqsk, sums.sqsq, sums.sk_window,
-        sums.pairs_window,
-    )  # fmt: skip

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from tpinfer.planner.simulate import RequestTimes, Run
-from tpinfer.planner.step_model import Split
+from tpinfer.planner.split import Split
 
 PERCENTILES = (50, 90, 99)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tpinfer.planner.outcome import PERCENTILES, Spread, as_words
 from tpinfer.planner.placement import EngineSettings
-from tpinfer.planner.step_model import Split
+from tpinfer.planner.split import Split
 
 NO_TIME = Split()
 

@@ -9,12 +9,12 @@ from tpinfer.config.errors import ConfigError
 from tpinfer.config.model import ModelSpec
 from tpinfer.costs.kv_capacity import MemoryRequest, plan_memory
 from tpinfer.costs.ledger import CostLedger
-from tpinfer.planner.closed_loop import Limits, Load, average_step, saturated_tokens_per_s
 from tpinfer.planner.datasheet import Datasheet, datasheet_of
 from tpinfer.planner.engines import EngineHabits, engine_named
 from tpinfer.planner.fabrics import fabric_times
 from tpinfer.planner.precision import Precision, precision_named
 from tpinfer.planner.published import Point
+from tpinfer.planner.steady_state import Load, saturated_tokens_per_s, steady_state
 from tpinfer.planner.step_model import StepModel
 from tpinfer.planner.traits import Traits
 from tpinfer.sharding.partition import partition_model
@@ -51,15 +51,12 @@ class PointModels:
         """
         placed = self._place(point, traits)
         model = self.step_model(point, traits)
-        limits, lanes = self._limits(placed, traits), point.pp
         # As many batches as stages are on their way at once, and share the cache.
-        limits = replace(limits, kv_tokens=limits.kv_tokens / lanes)
+        lanes, load = point.pp, self._load(placed, point, traits)
         if point.concurrency is None:
-            load = Load(point.input_len, point.output_len, limits.max_num_seqs)
             length = point.num_requests and max(1, point.num_requests // lanes)
-            return lanes * saturated_tokens_per_s(model, load, limits, length)
-        load = Load(point.input_len, point.output_len, -(-point.concurrency // lanes))
-        return average_step(model, load, limits).tpot.total
+            return lanes * saturated_tokens_per_s(model, load, load.running, length)
+        return steady_state(model, load).tpot.total
 
     def least_tpot_s(self, point: Point, traits: Traits) -> float:
         """The TPOT of a closed loop at the datasheet's peaks, with nothing lost: what is measured
@@ -69,8 +66,8 @@ class PointModels:
         model = StepModel(
             placed.model.ledger, device, placed.model.links, _FAST, placed.model.precision
         )
-        load = Load(point.input_len, point.output_len, point.concurrency or 1)
-        return average_step(model, load, self._limits(placed, traits)).tpot.total
+        load = self._load(placed, replace(point, concurrency=point.concurrency or 1), traits)
+        return steady_state(model, load).tpot.total
 
     def step_model(self, point: Point, traits: Traits) -> StepModel:
         """What prices the steps of a point. Raises ConfigError as `value`."""
@@ -78,7 +75,7 @@ class PointModels:
 
     def kv_capacity_tokens(self, point: Point, traits: Traits) -> int:
         """Tokens that the cache of one replica holds."""
-        return round(self._limits(self._place(point, traits), traits).kv_tokens)
+        return self._kv_tokens(self._place(point, traits), traits)
 
     def _place(self, point: Point, traits: Traits) -> _Placed:
         kv = traits.kv
@@ -99,7 +96,20 @@ class PointModels:
         model = StepModel(ledger, sheet.device(), links, Traits(), precision, point.pp)
         return _Placed(model, sheet, habits)
 
-    def _limits(self, placed: _Placed, traits: Traits) -> Limits:
+    def _load(self, placed: _Placed, point: Point, traits: Traits) -> Load:
+        """What one of the batches on their way has running: as many as are there and fit."""
+        habits, lanes = placed.habits, point.pp
+        share = 1.0 if habits.reserves_output else 0.5
+        each = point.input_len + share * point.output_len
+        running = self._kv_tokens(placed, traits) / lanes / each
+        running = min(running, habits.max_num_seqs)
+        if point.concurrency is not None:
+            running = min(running, -(-point.concurrency // lanes))
+        return Load(
+            point.input_len, point.output_len, max(1.0, running), habits.max_num_batched_tokens
+        )
+
+    def _kv_tokens(self, placed: _Placed, traits: Traits) -> int:
         ledger, habits, stages = placed.model.ledger, placed.habits, placed.model.num_stages
         weights = placed.model.weight_bytes / stages
         size, share = placed.sheet.memory_bytes, habits.memory_share
@@ -117,11 +127,7 @@ class PointModels:
             max_num_batched_tokens=max(1, int(tokens * part)),
             max_model_len=1 << 30,
         )
-        capacity = plan_memory(ledger, request).capacity_tokens * stages
-        return Limits(
-            float(capacity), habits.max_num_seqs, habits.max_num_batched_tokens,
-            habits.reserves_output,
-        )  # fmt: skip
+        return plan_memory(ledger, request).capacity_tokens * stages
 
 
 def _kv_dtype(precision: Precision, habits: EngineHabits, kv: str) -> DType:

@@ -10,7 +10,7 @@ from tpinfer.planner.outcome import PERCENTILES, as_words
 from tpinfer.planner.pictures import PrefillLaw
 from tpinfer.planner.plan import Plan
 from tpinfer.planner.search import Found
-from tpinfer.planner.step_model import Split
+from tpinfer.planner.split import Split
 
 COLUMNS_WIDE = 100
 _MOST_MISFITS, _MOST_SHOWN, _MOST_OF_ONE = 4, 10, 2

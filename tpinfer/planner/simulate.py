@@ -8,11 +8,11 @@ over (`steps_in_flight=1`). Nothing is measured here, and nothing is drawn but t
 import random
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from tpinfer.costs.ops import StepAggregates
 from tpinfer.costs.step_time import StepSums
-from tpinfer.planner.step_model import Split
+from tpinfer.planner.split import Split
+from tpinfer.planner.steady_state import StepPrices
 from tpinfer.planner.workload import Workload
 from tpinfer.scheduling.draft import Scheduled
 from tpinfer.scheduling.limits import SchedulerLimits
@@ -23,14 +23,6 @@ ROUNDS = 4
 """Times that the requests in flight are replaced, where nobody asks for more."""
 _FEWEST, _POISSON_REQUESTS = 8, 400
 _TOKEN = 1
-
-
-class StepPrices(Protocol):
-    """What a step costs. `planner.step_model.StepModel` answers it."""
-
-    def step(self, sums: StepAggregates) -> Split:
-        """Time of a step by the six words; its queue is 0."""
-        ...
 
 
 @dataclass(slots=True)

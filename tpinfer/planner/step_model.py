@@ -9,7 +9,7 @@ profiler would file it (`costs.bound`): below the least time of a kernel to smal
 what binds it. It says nothing of queueing or of more than one step.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from tpinfer.config.errors import ConfigError
 from tpinfer.config.model import ModelSpec
@@ -25,52 +25,13 @@ from tpinfer.planner.group_times import (
 )
 from tpinfer.planner.kernel_times import DeviceTimes
 from tpinfer.planner.precision import Precision, ledger_precision
+from tpinfer.planner.split import Split
 from tpinfer.planner.step_program import Work, count_program, scaled
 from tpinfer.planner.timed_ops import dot, timed_op
 from tpinfer.planner.traits import Traits
 from tpinfer.sharding.partition import partition_model
 
 _TOKENS, _ROWS = TERMS.index("tokens"), TERMS.index("rows")
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """Seconds by the six words of attribution."""
-
-    compute: float = 0.0
-    memory: float = 0.0
-    communication: float = 0.0
-    small_kernels: float = 0.0
-    host: float = 0.0
-    queue: float = 0.0
-
-    @property
-    def total(self) -> float:
-        """The sum of all six."""
-        kernels = self.compute + self.memory + self.small_kernels
-        return kernels + self.communication + self.host + self.queue
-
-    def __add__(self, other: "Split") -> "Split":
-        return Split(
-            self.compute + other.compute,
-            self.memory + other.memory,
-            self.communication + other.communication,
-            self.small_kernels + other.small_kernels,
-            self.host + other.host,
-            self.queue + other.queue,
-        )
-
-    def __mul__(self, factor: float) -> "Split":
-        return Split(
-            self.compute * factor,
-            self.memory * factor,
-            self.communication * factor,
-            self.small_kernels * factor,
-            self.host * factor,
-            self.queue * factor,
-        )
-
-    __rmul__ = __mul__
 
 
 class StepModel:
