@@ -211,6 +211,10 @@ def memory_flags(group: argparse._ArgumentGroup) -> None:
         "--steps-in-flight", type=int, default=1, metavar="N",
         help="above 1: plan the next steps while one runs (1)",
     )  # fmt: skip
+    group.add_argument(
+        "--batch-invariant", action="store_true",
+        help="GPUs: attention of a row has the same bits in every batch; slower",
+    )  # fmt: skip
 
 
 def recording_flags(group: argparse._ArgumentGroup) -> None:
@@ -299,6 +303,7 @@ def engine_config(args: argparse.Namespace, tp: int) -> EngineConfig:
         max_num_batched_tokens=args.max_num_batched_tokens,
         step_budget_s=_seconds("--step-budget", args.step_budget),
         prefix_caching=args.prefix_caching,
+        batch_invariant=args.batch_invariant,
         steps_in_flight=args.steps_in_flight,
         collective=args.collective,
         device=args.device,

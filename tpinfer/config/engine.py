@@ -58,6 +58,8 @@ class EngineConfig:
     """Whether requests share the keys and values of what their prompts begin with."""
     steps_in_flight: int = 1
     """Steps on their way at once; above 1 the next ones are planned while one runs."""
+    batch_invariant: bool = False
+    """Whether a row's attention on a GPU is the same bits in every batch, which costs speed."""
     collective: CollectiveName = "auto"
     """Backend of the tensor-parallel collectives."""
     device: DeviceName = "auto"
@@ -127,8 +129,9 @@ class EngineConfig:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ConfigError(f"{name}={value!r} is not a number; give one such as 0.5")
-        if not isinstance(self.prefix_caching, bool):
-            raise ConfigError(f"prefix_caching={self.prefix_caching!r} must be True or False")
+        for name in ("prefix_caching", "batch_invariant"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ConfigError(f"{name}={value!r} must be True or False")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ConfigError(f"seed={self.seed!r} must be a whole number")
         if not isinstance(self.topology, str | None):

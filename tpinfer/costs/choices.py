@@ -92,6 +92,13 @@ def attention_choice(is_native: bool, reason: str) -> Choice:
     return Choice("attention", "reference", f"plain torch over the paged cache; {reason}")
 
 
+def triton_attention_choice(is_used: bool, reason: str) -> Choice:
+    """What runs attention on a GPU; `reason` as for `attention_choice`."""
+    if is_used:
+        return Choice("attention", "paged kernel for decode and prompts", reason)
+    return Choice("attention", "reference", f"plain torch, sequence by sequence; {reason}")
+
+
 def sampling_choice(is_native: bool, reason: str) -> Choice:
     """What reads whole rows of logits; `reason` as for `attention_choice`."""
     if is_native:

@@ -170,7 +170,10 @@ def _load_and_size(
     device = torch.device(seat.device)
     ledger = make_ledger(spec, partition, seat.rank, choices)
     parameters = _parameters(config, seat, spec, partition, choices, progress)
-    kernels, choices = choose_kernels(parameters, choices, device)
+    shared = KVLayout(config.block_size, 0, partition.kv_group_size, partition.kv_place(seat.rank))
+    kernels, choices = choose_kernels(
+        parameters, choices, shared, device, batch_invariant=config.batch_invariant
+    )
     progress("sizing the KV cache")
     memory_by_rank = size_cache(config, seat, ledger, group, device)
     memory = memory_by_rank[seat.rank]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from tpinfer.attention.interface import AttentionBackend
+from tpinfer.attention.load_triton import load_triton_attention
 from tpinfer.attention.native_decode import load_native_attention
 from tpinfer.attention.reference import ReferenceAttention
 from tpinfer.costs.choices import (
@@ -12,12 +13,14 @@ from tpinfer.costs.choices import (
     attention_choice,
     linears_choice,
     sampling_choice,
+    triton_attention_choice,
 )
 from tpinfer.decoding.native_passes import load_native_passes
 from tpinfer.decoding.vocab_passes import TorchPasses, VocabPasses
 from tpinfer.layers.layer_ops import LayerOps, TorchLayerOps
 from tpinfer.layers.matmul import bind_matmuls, can_pack, packed_matmul, plain_matmul
 from tpinfer.numerics.torch_dtypes import to_torch
+from tpinfer.sharding.kv_layout import KVLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,24 +33,36 @@ class Kernels:
 
 
 def choose_kernels(
-    parameters: dict[str, torch.Tensor], choices: ExecutionChoices, device: torch.device
+    parameters: dict[str, torch.Tensor],
+    choices: ExecutionChoices,
+    kv: KVLayout,
+    device: torch.device,
+    *,
+    batch_invariant: bool = False,
 ) -> tuple[Kernels, ExecutionChoices]:
     """The kernels, and the choices with each one's reason on record. Takes the linears' weights out
-    of `parameters`."""
+    of `parameters`. Of `kv` only how blocks are shared out is used, not how many there are.
+    """
     packs = can_pack(to_torch(choices.compute_dtype), device)
     held = {name: tensor.nbytes for name, tensor in parameters.items()}
     matmuls = bind_matmuls(parameters, packed_matmul if packs else plain_matmul)
     linear_bytes = sum(size for name, size in held.items() if name not in parameters)
     if "head.weight" not in held:  # the embedding is multiplied with, and stays
         linear_bytes += held["embed.weight"]
-    attention, why_attention, passes, why_passes = None, "on a GPU", None, "on a GPU"
-    if device.type == "cpu":
+    passes, why_passes = None, "on a GPU"
+    if device.type == "cuda":
+        attention, why_attention = load_triton_attention(
+            kv, device, choices.compute_dtype, choices.kv_dtype, batch_invariant=batch_invariant
+        )
+        attending = triton_attention_choice(attention is not None, why_attention)
+    else:
         dtypes = to_torch(choices.compute_dtype), to_torch(choices.kv_dtype)
         attention, why_attention = load_native_attention(choices.num_threads, dtypes)
+        attending = attention_choice(attention is not None, why_attention)
         passes, why_passes = load_native_passes(choices.num_threads)
     for choice in (
         linears_choice(packs, linear_bytes),
-        attention_choice(attention is not None, why_attention),
+        attending,
         sampling_choice(passes is not None, why_passes),
     ):
         choices = choices.with_choice(choice)
