@@ -93,6 +93,28 @@ def test_a_rank_that_dies_idle_is_replaced_before_the_next_call(wanted: list[lis
         assert [one.token_ids for one in llm.generate(PROMPTS, PARAMS)] == wanted
 
 
+def test_a_call_goes_on_when_a_rank_dies_in_it(wanted: list[list[int]]) -> None:
+    """Its measures are those of the new ranks."""
+    with LLM("story", tp=2, dtype="float32") as llm:
+        opened = llm._opened
+        followers, step = opened._followers, opened.engine.step
+        assert followers is not None
+        num_steps = 0
+
+        def counted() -> list[TokenEvent]:
+            nonlocal num_steps
+            num_steps += 1
+            if num_steps == 12:
+                followers._processes[0].kill()
+            return step()
+
+        opened.engine.step = counted
+        results = llm.generate(PROMPTS, PARAMS)
+        assert opened._followers is not followers
+        assert [one.token_ids for one in results] == wanted
+        assert all(one.attribution is not None for one in results)
+
+
 def test_an_engine_whose_ranks_always_die_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     with LLM("story", tp=2, dtype="float32", max_rebuilds=2) as llm:
         opened = llm._opened

@@ -20,7 +20,7 @@ from tpinfer.config.model_name import is_shape, model_directory
 from tpinfer.config.sampling import SamplingParams
 from tpinfer.engine.follower import config_argument
 from tpinfer.engine.rank_engine import Engine, open_engine, open_parts
-from tpinfer.engine.rebuilds import Rebuilds
+from tpinfer.engine.rebuilds import Rebuilds, RebuildsOverError
 from tpinfer.engine.requests import GenerationRequest
 from tpinfer.launching.followers import Followers
 from tpinfer.launching.seat import seat_from_environment
@@ -52,6 +52,7 @@ class OpenedEngine:
             self.tokenizer = Tokenizer(config.model_dir)
         self._followers: Followers | None = None
         self._progress, self._is_ending = progress, False
+        self._late_words: str | None = None
         self.on_rank_end: Callable[[], None] = lambda: None
         """Called on another thread when a rank that was started here has failed; it has `look`
         called by the thread that runs steps."""
@@ -78,6 +79,8 @@ class OpenedEngine:
 
     def explain(self, error: BaseException) -> BaseException:
         """What a rank that ended said of its end, in place of the effect that it had here."""
+        if isinstance(error, RebuildsOverError):
+            return error
         if isinstance(error, RankError) and self._followers is not None:
             return self._followers.explain(error)
         return error
@@ -143,8 +146,9 @@ class OpenedEngine:
         followers.on_end = lambda: self.on_rank_end()
         return followers
 
-    def _end_late(self) -> None:
+    def _end_late(self, words: str) -> None:
         if self._followers is not None:
+            self._late_words = words
             self._followers.write_stacks()
             self._followers.kill()
 
@@ -154,6 +158,8 @@ class OpenedEngine:
         if followers is None or self._is_ending:
             raise error
         cause, generation = followers.explain(error), followers.seat.generation + 1
+        if self._late_words is not None:  # its end came from here
+            cause, self._late_words = RankError(self._late_words), None
         followers.kill()
         followers.close()
         print(f"{cause}; starting ranks anew (generation {generation})", file=sys.stderr)

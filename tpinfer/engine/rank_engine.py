@@ -263,7 +263,7 @@ class Engine:
 
     def _late(self, allowed_s: float) -> None:
         """On the watching thread: a step is not done in time."""
-        step_id, wire, watch = self._loop.oldest_step, self._wire, self._watch
+        step_id, wire, watch = self._scheduler.oldest_step, self._wire, self._watch
         if not isinstance(wire, PlanWriter) or watch is None:
             return
         ranks = silent_ranks(wire, self._assembly.seat.generation, step_id)

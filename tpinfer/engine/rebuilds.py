@@ -20,14 +20,19 @@ _NOTICE_S = 2.0
 _STDERR = 2
 
 
+class RebuildsOverError(RankError):
+    """New ranks were started too often."""
+
+
 class Rebuilds:
     """Counts generations that ended before any request did."""
 
-    def __init__(self, most: int, open_next: OpenNext, end_ranks: Callable[[], None]) -> None:
-        """`end_ranks` has the other ranks write their stacks, and kills them."""
+    def __init__(self, most: int, open_next: OpenNext, end_ranks: Callable[[str], None]) -> None:
+        """`end_ranks` is told why, has the other ranks write their stacks, and kills them."""
         self._most = most
         self._open_next = open_next
         self._num_in_a_row = 0
+        self._over: str | None = None
         self.end_ranks = end_ranks
 
     def next_generation(self, error: RankError) -> tuple[Assembly, PlanWriter]:
@@ -39,12 +44,13 @@ class Rebuilds:
                 return self._open_next(error)
             except RankError as again:
                 error = again
-        if self._num_in_a_row == 0:
+        if self._most == 0:
             raise error
-        raise RankError(
+        self._over = self._over or (
             f"{error}; the engine was rebuilt {self._num_in_a_row} times in a row and no request "
             f"came to its end (max_rebuilds={self._most}); mend the cause and start a new engine"
-        ) from error
+        )
+        raise RebuildsOverError(self._over) from error
 
     def progressed(self) -> None:
         """A request has ended."""
@@ -58,7 +64,7 @@ def silent_ranks(wire: PlanWriter, generation: int, step_id: int) -> list[int]:
 
 
 def call_off(
-    assembly: Assembly, watch: StepWatch, end_ranks: Callable[[], None] | None, words: str
+    assembly: Assembly, watch: StepWatch, end_ranks: Callable[[str], None] | None, words: str
 ) -> None:
     """A step is late: write `words` and every rank's stacks, then end what waits.
 
@@ -68,7 +74,7 @@ def call_off(
     print(words, file=sys.stderr, flush=True)
     faulthandler.dump_traceback(_STDERR, all_threads=True)
     if end_ranks is not None:
-        end_ranks()
+        end_ranks(words)
     assembly.abort()
     until_s = time.monotonic() + _NOTICE_S
     while end_ranks is None and watch.is_waiting:

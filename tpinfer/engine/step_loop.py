@@ -68,11 +68,6 @@ class StepLoop:
         """Steps handed over whose result was not taken yet."""
         return len(self._in_flight)
 
-    @property
-    def oldest_step(self) -> int:
-        """Number of the step that is waited for; -1 with none on its way."""
-        return self._in_flight[0][0].plan.step_id if self._in_flight else -1
-
     def step(self, may_plan: MayPlan | None = None) -> StepOutcome | None:
         """Keep `depth` steps on their way, then take the oldest's result. None where nothing
         runs.
