@@ -78,7 +78,7 @@ def _require(args: argparse.Namespace) -> None:
     missing = ["--" + name.replace("_", "-") for name in names if getattr(args, name) is None]
     if missing:
         raise ConfigError(f"{', '.join(missing)} missing; see `tpinfer plan --help` for examples")
-    for name in ("tp", "pp", "dp", "num_requests"):
+    for name in ("tp", "pp", "dp", "num_requests", "steps_in_flight"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value} must be 1 or more")
@@ -128,7 +128,8 @@ def _planner(args: argparse.Namespace) -> "tuple[Planner, EngineSettings]":
         rows, DEFAULT_BATCHED_TOKENS if given is None else given, args.memory_utilization
     )
     slo = parse_slo(args.slo) if args.slo else Slo()
-    return Planner(spec, topology, precision, workload, slo, traits), settings
+    ahead = args.steps_in_flight
+    return Planner(spec, topology, precision, workload, slo, traits, ahead), settings
 
 
 def _sizes(args: argparse.Namespace) -> tuple[int, int, int] | None:

@@ -35,13 +35,17 @@ class Planner:
         workload: Workload,
         slo: Slo | None = None,
         traits: Traits | None = None,
+        steps_in_flight: int | None = None,
     ) -> None:
+        """`steps_in_flight`: steps handed over at once, by default two on GPUs and one on CPUs."""
         self.spec = spec
         self.topology = topology
         self.precision = precision
         self.workload = workload
         self._slo = slo or Slo()
         self._traits = traits
+        on_cpu = topology.hosts[0].computes_on_cpu
+        self._is_ahead = (steps_in_flight or (1 if on_cpu else 2)) > 1
         reserved = (traits or Traits()).reserved_bytes
         self._fitter = Fitter(spec, topology, precision, reserved)
         self._models: dict[tuple[int, ...], StepModel] = {}
@@ -57,9 +61,8 @@ class Planner:
         busy = self._busy_stages(placement)
         key = placement.tp, placement.pp, placement.dp if on_cpu else 1, busy
         if key not in self._models:
-            self._models[key] = step_model(
-                self.spec, self.topology, placement, self.precision, self._traits, busy
-            )
+            shape = self.spec, self.topology, placement, self.precision
+            self._models[key] = step_model(*shape, self._traits, busy, self._is_ahead)
         return self._models[key]
 
     def with_chunk(self, sizes: tuple[int, int, int], settings: EngineSettings) -> EngineSettings:

@@ -46,13 +46,14 @@ class StepModel:
         precision: Precision | None = None,
         num_stages: int = 1,
         num_busy: int | None = None,
+        is_ahead: bool = False,
     ) -> None:
         """`ledger` of the slowest rank, with every layer of the model; `precision` where weights
         are stored otherwise than in the ledger's compute dtype. `num_busy` of the stages are at
-        work at once, by default all."""
+        work at once, by default all; `is_ahead`: whether a step is planned while others run."""
         self.ledger, self.device, self.links = ledger, device, links
         self.precision = precision or ledger_precision(ledger.compute_dtype, ledger.kv_dtype)
-        self.num_stages = num_stages
+        self.num_stages, self.is_ahead = num_stages, is_ahead
         self._num_busy = num_stages if num_busy is None else num_busy
         layers = ledger.spec.num_layers
         cuts = [stop - start for start, stop in cut_evenly(layers, (1.0,) * num_stages)]
@@ -70,6 +71,7 @@ class StepModel:
         other = object.__new__(StepModel)
         other.ledger, other.device, other.links = self.ledger, self.device, self.links
         other.precision, other.num_stages = self.precision, self.num_stages
+        other.is_ahead = self.is_ahead
         other._num_busy, other._stage_shares = self._num_busy, self._stage_shares
         other._program = self._program
         other._set_rates(traits)
@@ -129,6 +131,8 @@ class StepModel:
         communication = self._communication(terms)
         if self._num_busy > 1:
             communication += self._stage_wait_s(compute + memory + small + communication, head)
+        if self._hides_host:
+            host = max(0.0, host - compute - memory - small - communication)
         return Split(compute, memory, communication, small, host)
 
     def _stage_wait_s(self, work_s: float, head_s: float) -> float:
@@ -162,6 +166,7 @@ class StepModel:
 
     def _set_rates(self, traits: Traits) -> None:
         self.traits = traits
+        self._hides_host = self.is_ahead and traits.host_is_all
         device, links = self.device, self.links
         rate = device.main_memory.bytes_per_s
         per_byte, per_kv_byte = 1 / (rate * traits.memory), 1 / (rate * traits.kv_read)
@@ -229,8 +234,9 @@ def step_model(
     precision: Precision,
     traits: Traits | None = None,
     num_busy: int | None = None,
+    is_ahead: bool = False,
 ) -> StepModel:
-    """The step model of the slowest rank of a placement. `num_busy` as for `StepModel`.
+    """The step model of the slowest rank of a placement. `num_busy`, `is_ahead`: see `StepModel`.
 
     Raises ConfigError where the topology says nothing of the devices' rates, TopologyError where it
     has too few of them.
@@ -267,6 +273,9 @@ def step_model(
         device = measured_device(
             ceilings, measured, sharing, precision.activation, traits.overlap_power
         )
-        models.append(StepModel(ledger, device, links, traits, precision, placement.pp, num_busy))
+        stages = placement.pp
+        models.append(
+            StepModel(ledger, device, links, traits, precision, stages, num_busy, is_ahead)
+        )
     probe = aggregate([1], [1024], 1, 0, spec.sliding_window)
     return max(models, key=lambda model: model.step(probe).total)
