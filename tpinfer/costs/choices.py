@@ -106,6 +106,21 @@ def sampling_choice(is_native: bool, reason: str) -> Choice:
     return Choice("sampling", "reference", f"plain torch, the same tokens; {reason}")
 
 
+def layers_choice(is_fused: bool, reason: str) -> Choice:
+    """What computes norms, rotation and activation on a GPU; `reason` says where the kernels come
+    from, or why they are not used."""
+    if is_fused:
+        return Choice("layers", "fused kernels around torch's products", reason)
+    return Choice("layers", "plain torch", reason)
+
+
+def device_sampling_choice(is_own: bool, reason: str) -> Choice:
+    """What finds the likeliest tokens on a GPU; `reason` as for `layers_choice`."""
+    if is_own:
+        return Choice("sampling", "own kernel for greedy rows, torch for drawn ones", reason)
+    return Choice("sampling", "reference", f"plain torch, the same tokens; {reason}")
+
+
 def linears_choice(is_packed: bool, weight_bytes: int) -> Choice:
     """How the `weight_bytes` of a rank's linears and head lie for matrix products."""
     size = format_size(weight_bytes)

@@ -11,13 +11,17 @@ from tpinfer.attention.reference import ReferenceAttention
 from tpinfer.costs.choices import (
     ExecutionChoices,
     attention_choice,
+    device_sampling_choice,
+    layers_choice,
     linears_choice,
     sampling_choice,
     triton_attention_choice,
 )
+from tpinfer.decoding.load_triton import load_triton_passes
 from tpinfer.decoding.native_passes import load_native_passes
 from tpinfer.decoding.vocab_passes import TorchPasses, VocabPasses
 from tpinfer.layers.layer_ops import LayerOps, TorchLayerOps
+from tpinfer.layers.load_triton import load_triton_layers
 from tpinfer.layers.matmul import bind_matmuls, can_pack, packed_matmul, plain_matmul
 from tpinfer.numerics.torch_dtypes import to_torch
 from tpinfer.sharding.kv_layout import KVLayout
@@ -49,24 +53,27 @@ def choose_kernels(
     linear_bytes = sum(size for name, size in held.items() if name not in parameters)
     if "head.weight" not in held:  # the embedding is multiplied with, and stays
         linear_bytes += held["embed.weight"]
-    passes, why_passes = None, "on a GPU"
+    decided = [linears_choice(packs, linear_bytes)]
+    layer_ops: LayerOps | None = None
     if device.type == "cuda":
         attention, why_attention = load_triton_attention(
             kv, device, choices.compute_dtype, choices.kv_dtype, batch_invariant=batch_invariant
         )
-        attending = triton_attention_choice(attention is not None, why_attention)
+        decided.append(triton_attention_choice(attention is not None, why_attention))
+        layer_ops, why_ops = load_triton_layers(
+            matmuls, device, choices.compute_dtype, choices.kv_dtype
+        )
+        decided.append(layers_choice(layer_ops is not None, why_ops))
+        passes, why_passes = load_triton_passes(device)
+        decided.append(device_sampling_choice(passes is not None, why_passes))
     else:
         dtypes = to_torch(choices.compute_dtype), to_torch(choices.kv_dtype)
         attention, why_attention = load_native_attention(choices.num_threads, dtypes)
-        attending = attention_choice(attention is not None, why_attention)
+        decided.append(attention_choice(attention is not None, why_attention))
         passes, why_passes = load_native_passes(choices.num_threads)
-    for choice in (
-        linears_choice(packs, linear_bytes),
-        attending,
-        sampling_choice(passes is not None, why_passes),
-    ):
+        decided.append(sampling_choice(passes is not None, why_passes))
+    for choice in decided:
         choices = choices.with_choice(choice)
-    kernels = Kernels(
-        TorchLayerOps(matmuls), attention or ReferenceAttention(), passes or TorchPasses()
-    )
+    layers = layer_ops or TorchLayerOps(matmuls)
+    kernels = Kernels(layers, attention or ReferenceAttention(), passes or TorchPasses())
     return kernels, choices
