@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 
 from tpinfer.config.engine import EngineConfig, RecordingRequest
 from tpinfer.config.errors import ConfigError
-from tpinfer.engine.executor import Executor, InlineDevice, ThreadDevice, follow
+from tpinfer.engine.executor import (
+    Device,
+    Executor,
+    InlineDevice,
+    StreamDevice,
+    ThreadDevice,
+    follow,
+)
 from tpinfer.engine.live import LiveOutput, LiveRequest
 from tpinfer.engine.metrics import Metrics
 from tpinfer.engine.recording import Recording, RunFacts, answer
@@ -32,6 +39,7 @@ from tpinfer.steps.wire import open_plan_reader, open_plan_writer
 from tpinfer.text.stop_strings import StopStrings
 from tpinfer.worker.assemble import Assembly, assemble
 from tpinfer.worker.capture import Capture
+from tpinfer.worker.worker import Worker
 
 if TYPE_CHECKING:
     from tpinfer.text.tokenizer import Tokenizer
@@ -41,6 +49,13 @@ NOT_NUMBERS = (
     "the model's logits are not numbers (NaN): its weights hold NaN or infinite values, or they "
     "overflow the compute dtype; check the checkpoint, or try --dtype float32"
 )
+
+
+def _device(worker: Worker, depth: int) -> Device:
+    """What runs rank 0's part with `depth` steps on their way."""
+    if worker.issues_ahead:
+        return StreamDevice(worker)
+    return InlineDevice(worker) if depth == 1 else ThreadDevice(worker)
 
 
 class Engine:
@@ -56,8 +71,8 @@ class Engine:
         self._worker = assembly.worker
         self._wire = wire
         self._tokenizer = tokenizer
-        depth = assembly.config.steps_in_flight
-        device = InlineDevice(self._worker) if depth == 1 else ThreadDevice(self._worker)
+        depth = assembly.config.steps_in_flight or 1
+        device = _device(self._worker, depth)
         self._executor = Executor(
             self._worker, device, wire if isinstance(wire, PlanWriter) else None
         )
