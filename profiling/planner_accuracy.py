@@ -105,8 +105,9 @@ def _print_errors(found: dict[Key, Calibration], plain: dict[Key, tuple[Judged, 
     print("| device / engine / precision | points | what | datasheet | left-out TP | left-out model"
           " | fitted (in-sample) |\n|-|-|-|-|-|-|-|")  # fmt: skip
     for group, part in found.items():
-        kinds = {one.point.is_throughput for one in part.fitted}
-        what = {(True,): "saturated", (False,): "TPOT"}.get(tuple(kinds), "both")
+        names = {True: "saturated", False: "TPOT"}
+        kinds = {names[one.point.is_throughput] for one in part.fitted}
+        what = kinds.pop() if len(kinds) == 1 else "both"
         held = {one.by: _percent(median_error(one.judged)) for one in part.held_out}
         print(
             f"| {' / '.join(group)} | {len(part.fitted)} | {what} "

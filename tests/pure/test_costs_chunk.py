@@ -110,7 +110,7 @@ def test_the_plan_takes_what_the_runtime_takes() -> None:
 
 def planned(planner: Planner, tp: int) -> int:
     """Tokens of a step on so many ranks."""
-    return planner.with_chunk(tp, EngineSettings(64)).max_num_batched_tokens
+    return planner.with_chunk((tp, 1, 1), EngineSettings(64)).max_num_batched_tokens
 
 
 def test_quantized_linears_leave_room_and_are_read_sooner() -> None:
@@ -136,6 +136,9 @@ def test_a_search_gives_each_placement_the_chunk_the_runtime_would_choose_there(
     estimates, _ = estimate_all(planner, named, (False, True))
     for tp in (1, 8):
         tried = {p.settings.max_num_batched_tokens for p, _ in estimates if p.tp == tp}
-        assert planner.with_chunk(tp, named).max_num_batched_tokens in tried and 77 not in tried
+        assert (
+            planner.with_chunk((tp, 1, 1), named).max_num_batched_tokens in tried
+            and 77 not in tried
+        )
     estimates, _ = estimate_all(planner, named, (False, False))
     assert {plan.settings.max_num_batched_tokens for plan, _ in estimates} == {77}

@@ -18,6 +18,7 @@ from tpinfer.config.measured import (
     DeviceMeasurement,
     GemmRate,
     GroupMeasurement,
+    HostTime,
     Measurement,
     MemoryRead,
     OpTime,
@@ -75,6 +76,7 @@ def example() -> Measurement:
                     OpTime("attention", DType.BFLOAT16, 6e-6, 0.2e-6, 510e9, 81e12, error=0.12),
                     OpTime("norm", DType.BFLOAT16, 2.5e-6, bytes_per_s=480e9),
                 ),
+                HostTime(240e-6, 9e-6),
             ),
         ),
         groups=(

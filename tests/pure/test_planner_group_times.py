@@ -12,6 +12,7 @@ from tpinfer.config.measured import (
     DeviceMeasurement,
     GemmRate,
     GroupMeasurement,
+    HostTime,
     Measurement,
 )
 from tpinfer.config.topology import Placement, Topology
@@ -116,3 +117,26 @@ def test_a_probed_machine_says_so_and_replays_graphs() -> None:
     assert known.device.kernel_floor_s == 2e-6
     assert known.device.by_thinness[-1] == (4096, 1.0) and known.device.by_thinness[0][1] < 1
     assert known.step(work).small_kernels < plain.step(work).small_kernels
+
+
+def test_host_times_of_a_probe_are_hidden_behind_steps_that_run_meanwhile() -> None:
+    topology, spec = probed(), two_layers("llama-3.1-8b")
+    assert topology.measured is not None
+    (device,) = topology.measured.devices
+    known = replace(device, host_time=HostTime(3e-4, 2e-6))
+    topology = replace(topology, measured=replace(topology.measured, devices=(known,)))
+    few, many = aggregate([1], [100], 1), aggregate([1] * 64, [4000] * 64, 64)
+    plain, ahead = (
+        step_model(spec, topology, Placement(tp=2), precision_named("bf16"), None, None, is_ahead)
+        for is_ahead in (False, True)
+    )
+    assert "assumed" not in plain.traits.origin
+    assert plain.step(few).host == pytest.approx(3.02e-4)
+    device_s = plain.step(few).total - plain.step(few).host
+    assert ahead.step(few).host == pytest.approx(max(0.0, 3.02e-4 - device_s))
+    long_s = plain.step(many).total - plain.step(many).host
+    assert long_s > plain.step(many).host and ahead.step(many).host == 0
+    assumed = step_model(
+        spec, machine(), Placement(tp=2), precision_named("bf16"), None, None, True
+    )
+    assert assumed.step(few).host > 4e-4, "what is assumed is what a device waits for already"

@@ -51,7 +51,9 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     if args.html:
         from tpinfer.cli.plan_html import render_page
 
-        _write(args.html, render_page(_title(planner), planner, found, law), "--html")
+        is_free = args.max_num_batched_tokens is None
+        page = render_page(_title(planner), planner, found, law, is_free)
+        _write(args.html, page, "--html")
     return 0 if any(plan.fits for plan in found.plans) else 1
 
 
@@ -76,7 +78,7 @@ def _require(args: argparse.Namespace) -> None:
     missing = ["--" + name.replace("_", "-") for name in names if getattr(args, name) is None]
     if missing:
         raise ConfigError(f"{', '.join(missing)} missing; see `tpinfer plan --help` for examples")
-    for name in ("tp", "pp", "dp", "num_requests"):
+    for name in ("tp", "pp", "dp", "num_requests", "steps_in_flight"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value} must be 1 or more")
@@ -126,7 +128,8 @@ def _planner(args: argparse.Namespace) -> "tuple[Planner, EngineSettings]":
         rows, DEFAULT_BATCHED_TOKENS if given is None else given, args.memory_utilization
     )
     slo = parse_slo(args.slo) if args.slo else Slo()
-    return Planner(spec, topology, precision, workload, slo, traits), settings
+    ahead = args.steps_in_flight
+    return Planner(spec, topology, precision, workload, slo, traits, ahead), settings
 
 
 def _sizes(args: argparse.Namespace) -> tuple[int, int, int] | None:
@@ -146,7 +149,7 @@ def _found(
 
     if sizes is not None:
         if args.max_num_batched_tokens is None:
-            settings = planner.with_chunk(sizes[0], settings)
+            settings = planner.with_chunk(sizes, settings)
         return fixed(planner, sizes, settings, args.num_requests)
     is_free = (args.max_num_seqs is None, args.max_num_batched_tokens is None)
     return search(planner, settings, is_free, args.num_requests)

@@ -84,6 +84,11 @@ def _engine_flags(group: argparse._ArgumentGroup) -> None:
         "--max-num-batched-tokens", type=int, metavar="N", help="most tokens in one step"
     )
     group.add_argument(
+        "--steps-in-flight", type=int, metavar="N",
+        help="steps handed to ranks at once: from 2 on the device hides the host's time, where "
+             "that was probed (2 on GPUs, 1 on CPUs)",
+    )  # fmt: skip
+    group.add_argument(
         "--memory-utilization", type=float, default=0.9, metavar="F",
         help="share of what weights leave that the cache and activations may take (0.9)",
     )  # fmt: skip

@@ -11,8 +11,11 @@ if TYPE_CHECKING:
     from tpinfer.planner.search import Found
 
 
-def render_page(title: str, planner: "Planner", found: "Found", law: "PrefillLaw | None") -> str:
-    """One HTML file that needs nothing else. Raises ConfigError where no plan fits."""
+def render_page(
+    title: str, planner: "Planner", found: "Found", law: "PrefillLaw | None", is_free: bool
+) -> str:
+    """One HTML file that needs nothing else; `is_free` as `pictures.scaling`. Raises ConfigError
+    where no plan fits."""
     from tpprof.report.op_sums import OpSum
     from tpprof.report.plan_page import PlanMark, PlanPage, render_plan_page
 
@@ -32,7 +35,7 @@ def render_page(title: str, planner: "Planner", found: "Found", law: "PrefillLaw
     ]
     if law is not None:
         sentences.insert(0, prefill_sentence(law))
-    scaled = scaling(planner, best.settings)
+    scaled = scaling(planner, best.settings, is_free)
     return render_plan_page(
         PlanPage(
             title=title,

@@ -109,6 +109,9 @@ def _print_device(found: DeviceMeasurement, num_ranks: int) -> None:
         print(f"copy {copy.path} {format_rate(copy.bytes_per_s)}")
     print(f"clocks: {describe_clocks(found.clocks)}")
     _print_ops(found.ops)
+    if found.host_time:
+        step, row = (value * 1e6 for value in (found.host_time.step_s, found.host_time.row_s))
+        print(f"host of a step {step:.0f} us, and {row:.1f} us a row drawn")
 
 
 def _print_ops(ops: tuple[OpTime, ...]) -> None:

@@ -82,6 +82,16 @@ class OpTime:
 
 
 @dataclass(frozen=True, slots=True)
+class HostTime:
+    """What the host does for a step of the runtime besides its ops: planning it, making tensors of
+    the plan, taking its tokens."""
+
+    step_s: float
+    row_s: float
+    """For each token that the step draws, in addition."""
+
+
+@dataclass(frozen=True, slots=True)
 class Clocks:
     """What the driver said while the probe ran."""
 
@@ -114,6 +124,7 @@ class DeviceMeasurement:
     clocks: Clocks | None = None
     ops: tuple[OpTime, ...] = ()
     """Those of one rank, in steps of the runtime, where `gemms` are products alone."""
+    host_time: HostTime | None = None
 
     def flops_per_s(self) -> dict[DType, float]:
         """The best rate of each dtype."""

@@ -48,6 +48,7 @@ from tpinfer.config.measured import (
     DeviceMeasurement,
     GemmRate,
     GroupMeasurement,
+    HostTime,
     Measurement,
     MemoryRead,
     OpTime,
@@ -116,9 +117,9 @@ def format_measured(measurement: Measurement) -> str:
 
 
 def _device(entry: Entry) -> DeviceMeasurement:
-    optional = ("sharing", "memory", "gemm", "ops", "floors", "copies", "clocks")
+    optional = ("sharing", "memory", "gemm", "ops", "floors", "copies", "clocks", "step")
     fields = entry.fields("host", "ids", *optional)
-    sharing, memory, gemms, ops, floors, copies, clocks = (fields.get(key) for key in optional)
+    sharing, memory, gemms, ops, floors, copies, clocks, step = map(fields.get, optional)
     floor = floors.fields("eager", "graph") if floors else None
     eager, graph = (floor.get("eager"), floor.get("graph")) if floor else (None, None)
     return DeviceMeasurement(
@@ -132,7 +133,13 @@ def _device(entry: Entry) -> DeviceMeasurement:
         graph_floor_s=graph.time() if graph else None,
         copies=tuple(_copy(k, v) for k, v in copies.pairs()) if copies else (),
         clocks=_clocks(clocks) if clocks else None,
+        host_time=_host_time(step) if step else None,
     )
+
+
+def _host_time(entry: Entry) -> HostTime:
+    fields = entry.fields("host", "row")
+    return HostTime(*(fields.need(key).time(zero=True) for key in ("host", "row")))
 
 
 def _memory(entry: Entry) -> MemoryRead:
@@ -262,6 +269,9 @@ def _device_lines(found: DeviceMeasurement) -> Iterable[str]:
         yield f"      {copy.path}: {_flow(row)}"
     if found.clocks:
         yield f"    clocks: {_flow(_clock_row(found.clocks))}"
+    if found.host_time:
+        times = found.host_time
+        yield f"    step: {{host: {exact_time(times.step_s)}, row: {exact_time(times.row_s)}}}"
 
 
 def _op_row(op: OpTime) -> dict[str, object]:

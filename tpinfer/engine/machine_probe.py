@@ -67,7 +67,7 @@ def probe_machine(
         for group in groups.values():
             group.close()
     again = replace(seat, generation=seat.generation + len(_CPU_COLLECTIVES) + 1)
-    ops = measure_ops(again, steps_s, say)
+    ops, host_time = measure_ops(again, steps_s, say)
     shared = tuple(op for op in ops if OpKind(op.kind).is_collective)
     own = tuple(op for op in ops if op not in shared)
     return Measurement(
@@ -75,7 +75,14 @@ def probe_machine(
         date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         driver=_driver_version() if device.type == "cuda" else None,
         versions=_versions(device),
-        devices=(replace(_device(topology, places, seat, figures), ops=own, clocks=clocks),),
+        devices=(
+            replace(
+                _device(topology, places, seat, figures),
+                ops=own,
+                clocks=clocks,
+                host_time=host_time,
+            ),
+        ),
         groups=() if alone else (GroupMeasurement(places, fits, shared),),
     )
 

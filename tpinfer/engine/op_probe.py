@@ -15,10 +15,11 @@ import torch
 
 from tpinfer.config.engine import EngineConfig
 from tpinfer.config.errors import RankError
-from tpinfer.config.measured import OpTime
+from tpinfer.config.measured import HostTime, OpTime
 from tpinfer.config.model_name import model_directory
 from tpinfer.costs.ledger import CostLedger
 from tpinfer.costs.step_record import StepRecord
+from tpinfer.engine.host_probe import around_ops_s, fit_host_time, planning_s
 from tpinfer.launching.seat import Seat
 from tpinfer.machine.op_fit import OpPoint, fit_op_times
 from tpinfer.steps.plan import SamplingRecord, SequenceRecord, StepPlan
@@ -47,9 +48,12 @@ _LOADS = (
 )
 
 
-def measure_ops(seat: Seat, budget_s: float, say: Callable[[str], None]) -> tuple[OpTime, ...]:
-    """Run the loads and fit every kind of op; the same on every rank. A collective call of all
-    ranks of `seat`; `budget_s` is for the steps, beside making weights.
+def measure_ops(
+    seat: Seat, budget_s: float, say: Callable[[str], None]
+) -> tuple[tuple[OpTime, ...], HostTime]:
+    """Run the loads and fit every kind of op, and what the host does around them; the same on every
+    rank. A collective call of all ranks of `seat`; `budget_s` is for the steps, beside making
+    weights.
 
     What a collective waits for late ranks is left out."""
     config = EngineConfig(
@@ -68,7 +72,7 @@ def measure_ops(seat: Seat, budget_s: float, say: Callable[[str], None]) -> tupl
         say("running layers of a model")
         steps = _Steps(assembly)
         found = [steps.run(load, budget_s / len(_LOADS)) for load in _LOADS]
-        return _figures(assembly, found)
+        return _figures(assembly, found), _host_time(assembly, found)
     finally:
         assembly.close()
 
@@ -165,6 +169,19 @@ def _figures(assembly: Assembly, found: Sequence[Sequence[StepRecord]]) -> tuple
             tokens = rows if op == "head" else aggregates.tokens
             points.append(OpPoint(kind.value, tokens, rows, num_bytes, cost.flops, seconds))
     return fit_op_times(points, ledger.compute_dtype)
+
+
+def _host_time(assembly: Assembly, found: Sequence[Sequence[StepRecord]]) -> HostTime:
+    """From the decodes; the slowest rank's part, with the scheduler's of rank 0."""
+    decodes = [
+        (load.num_sequences, around_ops_s(records))
+        for load, records in zip(_LOADS, found, strict=True)
+        if load.num_new == 1
+    ]
+    plans = {rows: planning_s(assembly.limits, rows) for rows in dict(decodes)}
+    mine = [seconds + plans[rows] for rows, seconds in decodes]
+    slowest = _everyone(assembly, mine).max(0).values.tolist()
+    return fit_host_time([(rows, s) for (rows, _), s in zip(decodes, slowest, strict=True)])
 
 
 def _typical_seconds(ledger: CostLedger, records: Sequence[StepRecord]) -> dict[str, float]:

@@ -12,7 +12,8 @@ from tpinfer.config.strict_yaml import quoted
 from tpinfer.config.topology_reader import parse_topology
 from tpinfer.config.units import exact_rate, exact_time
 from tpinfer.machine.discover import discover_machine
-from tpinfer.machine.gpu_survey import GpuSurvey, survey_gpus
+from tpinfer.machine.gpu_survey import survey_gpus
+from tpinfer.machine.kfd import survey_kfd
 from tpinfer.machine.nvml_driver import open_driver
 from tpinfer.machine.peers import Peers, answer_pings, broadcast, gather, measure_offset
 from tpinfer.machine.topology_text import HostFacts, gather_facts, host_lines
@@ -23,10 +24,10 @@ FILE = "the discovered topology"
 
 
 def discover_host() -> HostFacts:
-    """What this host has."""
+    """What this host has: of GPUs those of NVIDIA's driver, without one those of AMD's."""
     driver, _ = open_driver()
     if driver is None:
-        gpus = GpuSurvey(None, (), (), {}, {})
+        gpus = survey_kfd()
     else:
         try:
             gpus = survey_gpus(driver)

@@ -45,12 +45,19 @@ class Estimator:
     """One engine's steady states."""
 
     def __init__(
-        self, prices: StepPrices, limits: SchedulerLimits, workload: Workload, window: int | None
+        self,
+        prices: StepPrices,
+        limits: SchedulerLimits,
+        workload: Workload,
+        window: int | None,
+        num_stages: int = 1,
     ) -> None:
+        """`limits` and `workload` are those of one of the batches in a pipeline's stages."""
         self._prices = prices
         self._limits = limits
         self._workload = workload
         self._window = window
+        self._num_stages = num_stages
 
     def estimate(self) -> Estimate:
         """The state that the workload leads to."""
@@ -79,15 +86,18 @@ class Estimator:
         """With so many running, of whom some are still at their prompt."""
         work = self._workload
         is_loop = work.rate is None
+        # Who comes by chance finds as many there as run on the average, and is one more.
+        seen = running if is_loop else running + 1
         load = Load(
-            work.input_len, work.output_len, running, self._limits.max_num_batched_tokens,
-            in_waves=is_loop, window=self._window,
+            work.input_len, work.output_len, seen, self._limits.max_num_batched_tokens,
+            in_waves=is_loop, window=self._window, num_stages=self._num_stages,
         )  # fmt: skip
         found = steady_state(self._prices, load)
         first = found.ttft
         if not is_loop:  # one comes in the middle of a step, on average
             first += Split(queue=(found.tpot.total or found.ttft.total) / 2)
-        return Estimate(first, found.tpot, found.tokens_per_s, running, False)
+        rate = found.tokens_per_s * running / seen
+        return Estimate(first, found.tpot, rate, running, False)
 
     def _with_queue(self, found: Estimate, wanted: float, short: bool) -> Estimate:
         """More are there than run: Little's law gives their wait."""
@@ -110,7 +120,7 @@ class Estimator:
         found, running = full, most
         if full.output_tokens_per_s > wanted:
             running = self._running_at(wanted, most, full.output_tokens_per_s)
-            found = self._at(max(1.0, running))
+            found = self._at(running)
         return Estimate(found.ttft_split, found.tpot_split, wanted, running, False)
 
     def _running_at(self, wanted: float, most: float, full: float) -> float:

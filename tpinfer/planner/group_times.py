@@ -125,8 +125,19 @@ def default_traits(topology: Topology) -> Traits:
     """What holds of a machine nobody calibrated: `probe` where it was measured."""
     if topology.measured is None:
         return Traits()
-    return Traits(
+    plain = Traits(
         name=topology.name,
         mode="probe",
         origin=f"probe of {topology.measured.date}; host times are assumed",
+    )
+    times = [one.host_time for one in topology.measured.devices if one.host_time is not None]
+    if not times:
+        return plain
+    slowest = max(times, key=lambda one: (one.step_s, one.row_s))
+    return replace(
+        plain,
+        host_step_s=slowest.step_s,
+        host_row_s=slowest.row_s,
+        host_is_all=True,
+        origin=f"probe of {topology.measured.date}",
     )

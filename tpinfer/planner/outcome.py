@@ -73,29 +73,31 @@ def as_words(split: Split) -> dict[str, float]:
     }
 
 
-def outcome_of(run: Run) -> Outcome:
-    """Means over the requests that met a settled engine."""
-    measured = _measured(run)
-    sums = _SplitSums(run.splits)
-    ttfts = [one.first_token_s - one.arrived_s for one in measured]
-    steps = max(1, run.workload.output_len - 1)
-    tpots = [(one.ended_s - one.first_token_s) / steps for one in measured]
-    each = 1 / len(measured)
+def outcome_of(*runs: Run) -> Outcome:
+    """Means over the requests that met a settled engine; of the batches of a pipeline together,
+    with throughput and running requests of one of them on the average."""
+    kept = [(run, _measured(run)) for run in runs]
+    measured = [one for _, members in kept for one in members]
+    later = max(1, runs[0].workload.output_len - 1)
+    each, num_steps = 1 / len(measured), sum(len(run.ends_s) for run in runs)
     queue = sum(one.started_s - one.arrived_s for one in measured) * each
-    first = sums.mean(measured, lambda one: (one.first_step - 1, one.first_token_step))
-    later = sums.mean(measured, lambda one: (one.first_token_step, one.last_step))
-    tokens_per_s, num_steps = _throughput(run, measured), len(run.ends_s)
+    first, behind = Split(queue=queue), Split()
+    for run, members in kept:
+        sums, part = _SplitSums(run.splits), len(members) * each
+        first += part * sums.mean(members, lambda one: (one.first_step - 1, one.first_token_step))
+        behind += part * sums.mean(members, lambda one: (one.first_token_step, one.last_step))
+    tokens_per_s = sum(_throughput(run, members) for run, members in kept) / len(runs)
     return Outcome(
-        ttft=_spread(ttfts),
-        tpot=_spread(tpots),
-        ttft_split=first + Split(queue=queue),
-        tpot_split=later * (1 / steps),
+        ttft=_spread([one.first_token_s - one.arrived_s for one in measured]),
+        tpot=_spread([(one.ended_s - one.first_token_s) / later for one in measured]),
+        ttft_split=first,
+        tpot_split=behind * (1 / later),
         output_tokens_per_s=tokens_per_s,
-        requests_per_s=tokens_per_s / run.workload.output_len,
-        num_running=sum(run.num_running) / num_steps,
-        short_of_kv=sum(run.short_of_kv) / num_steps,
-        short_of_rows=sum(run.short_of_rows) / num_steps,
-        num_preemptions=sum(one.num_preemptions for one in run.requests),
+        requests_per_s=tokens_per_s / runs[0].workload.output_len,
+        num_running=sum(sum(run.num_running) for run in runs) / num_steps,
+        short_of_kv=sum(sum(run.short_of_kv) for run in runs) / num_steps,
+        short_of_rows=sum(sum(run.short_of_rows) for run in runs) / num_steps,
+        num_preemptions=sum(one.num_preemptions for run in runs for one in run.requests),
         num_requests=len(measured),
     )
 

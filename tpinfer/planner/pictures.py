@@ -65,14 +65,16 @@ def prefill_s(model: StepModel, num_tokens: int, chunk: int) -> float:
     return total
 
 
-def scaling(planner: Planner, settings: EngineSettings) -> list[Plan]:
+def scaling(planner: Planner, settings: EngineSettings, is_free: bool = True) -> list[Plan]:
     """The same load on 1, 2, 4 ... tensor-parallel ranks of one replica; with those too small to
-    hold it."""
+    hold it. `is_free`: each with the tokens of a step that the runtime chooses for it."""
     found, tp = [], 1
     heads = planner.spec.num_heads
     while tp <= min(num_devices(planner.topology), heads):
         if heads % tp == 0:
-            found.append(planner.simulate(planner.fit((tp, 1, 1), settings), settings))
+            sizes = tp, 1, 1
+            own = planner.with_chunk(sizes, settings) if is_free else settings
+            found.append(planner.simulate(planner.fit(sizes, own), own))
         tp *= 2
     return found
 

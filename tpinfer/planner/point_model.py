@@ -105,6 +105,8 @@ class PointModels:
         running = min(running, habits.max_num_seqs)
         if point.concurrency is not None:
             running = min(running, -(-point.concurrency // lanes))
+        # Requests of published runs are of one length: batches of a pipeline keep in step, and
+        # leave no bubbles behind prompts.
         return Load(
             point.input_len, point.output_len, max(1.0, running), habits.max_num_batched_tokens
         )

@@ -2,25 +2,20 @@
 
 from dataclasses import replace
 
-from tpinfer.config.dtypes import DType
-from tpinfer.config.engine import DEFAULT_BATCHED_TOKENS
-from tpinfer.config.errors import ConfigError
 from tpinfer.config.model import ModelSpec
 from tpinfer.config.topology import Placement, Topology
-from tpinfer.costs.chunk import LinearFormat, choose_chunk
-from tpinfer.costs.ledger import CostLedger
+from tpinfer.planner.chunks import Chunks
 from tpinfer.planner.estimate import Estimate, Estimator
 from tpinfer.planner.fit import Fit, Fitter
 from tpinfer.planner.outcome import Outcome, largest_word, outcome_of
 from tpinfer.planner.placement import EngineSettings
 from tpinfer.planner.plan import Plan
 from tpinfer.planner.precision import Precision
-from tpinfer.planner.simulate import simulate
+from tpinfer.planner.simulate import simulate_stages
 from tpinfer.planner.step_model import StepModel, step_model
 from tpinfer.planner.traits import Traits
 from tpinfer.planner.workload import Slo, Workload
 from tpinfer.scheduling.limits import SchedulerLimits
-from tpinfer.sharding.partition import partition_model
 
 _PER_MILLION, _HOUR_S = 1e6, 3600.0
 _FEWEST_REQUESTS, _MOST_REQUESTS = 400, 4000
@@ -40,17 +35,21 @@ class Planner:
         workload: Workload,
         slo: Slo | None = None,
         traits: Traits | None = None,
+        steps_in_flight: int | None = None,
     ) -> None:
+        """`steps_in_flight`: steps handed over at once, by default two on GPUs and one on CPUs."""
         self.spec = spec
         self.topology = topology
         self.precision = precision
         self.workload = workload
         self._slo = slo or Slo()
         self._traits = traits
+        on_cpu = topology.hosts[0].computes_on_cpu
+        self._is_ahead = (steps_in_flight or (1 if on_cpu else 2)) > 1
         reserved = (traits or Traits()).reserved_bytes
         self._fitter = Fitter(spec, topology, precision, reserved)
         self._models: dict[tuple[int, ...], StepModel] = {}
-        self._chunks: dict[tuple[int, int, float], int] = {}
+        self._chunks = Chunks(spec, topology, precision)
 
     def fit(self, sizes: tuple[int, int, int], settings: EngineSettings) -> Fit:
         """Whether (tp, pp, dp) ranks can do it."""
@@ -59,35 +58,19 @@ class Planner:
     def model(self, placement: Placement) -> StepModel:
         """Step times of a placement."""
         on_cpu = self.topology.hosts[0].computes_on_cpu
-        key = placement.tp, placement.pp, placement.dp if on_cpu else 1
+        busy = self._busy_stages(placement)
+        key = placement.tp, placement.pp, placement.dp if on_cpu else 1, busy
         if key not in self._models:
-            self._models[key] = step_model(
-                self.spec, self.topology, placement, self.precision, self._traits
-            )
+            shape = self.spec, self.topology, placement, self.precision
+            self._models[key] = step_model(*shape, self._traits, busy, self._is_ahead)
         return self._models[key]
 
-    def with_chunk(self, tp: int, settings: EngineSettings) -> EngineSettings:
-        """`settings` with the tokens of a step that the runtime chooses on `tp` ranks where nobody
-        names a number; the default for more ranks than there are places."""
-        key = tp, settings.max_num_seqs, settings.memory_utilization
-        if key not in self._chunks:
-            self._chunks[key] = self._chunk(*key)
-        return replace(settings, max_num_batched_tokens=self._chunks[key])
-
-    def _chunk(self, tp: int, max_num_seqs: int, memory_share: float) -> int:
-        own = self.topology.placement
-        shares = own.shares if own is not None and own.tp == tp else None
-        try:
-            partition = partition_model(self.spec, tp, shares, "auto")
-            ceilings = [self.topology.ceilings_of_rank(rank, tp) for rank in range(tp)]
-        except ConfigError:  # the placement does not fit, which its plan says
-            return DEFAULT_BATCHED_TOKENS
-        precision = self.precision
-        kinds = precision.activation, precision.kv
-        ledgers = [CostLedger(self.spec, partition, rank, *kinds) for rank in range(tp)]
-        known = next((dtype for dtype in DType if dtype == precision.product), DType.BFLOAT16)
-        linears = LinearFormat(precision.weight_bytes, known)
-        return choose_chunk(ledgers, ceilings, max_num_seqs, memory_share, linears).tokens
+    def with_chunk(self, sizes: tuple[int, int, int], settings: EngineSettings) -> EngineSettings:
+        """`settings` with the tokens of a step that the runtime chooses on (tp, pp, dp) ranks where
+        nobody names a number."""
+        rows, share = settings.max_num_seqs, settings.memory_utilization
+        tokens = self._chunks.tokens(sizes, rows, share)
+        return replace(settings, max_num_batched_tokens=tokens)
 
     def estimate(self, fit: Fit, settings: EngineSettings) -> Plan:
         """The plan by its steady state."""
@@ -95,7 +78,8 @@ class Planner:
             return self._misfit(fit, settings)
         model, limits = self.model(fit.placement), self._limits(fit, settings)
         lane = self.workload.lane(_num_lanes(fit))
-        found = Estimator(model, limits, lane, self.spec.sliding_window).estimate()
+        window, stages = self.spec.sliding_window, self._busy_stages(fit.placement)
+        found = Estimator(model, limits, lane, window, stages).estimate()
         plan = replace(
             self._plan(fit, settings, model, found.output_tokens_per_s),
             binding=_estimated_binding(found),
@@ -114,14 +98,15 @@ class Planner:
             return self._misfit(fit, settings)
         model, limits = self.model(fit.placement), self._limits(fit, settings)
         lane = self.workload.lane(_num_lanes(fit))
-        window = self.spec.sliding_window
-        estimator = Estimator(model, limits, lane, window)
+        window, stages = self.spec.sliding_window, self._busy_stages(fit.placement)
+        estimator = Estimator(model, limits, lane, window, stages)
         steady = estimator.estimate()
         if num_requests is None and lane.rate is not None:
             num_requests = _settled_requests(steady)
 
         def run(scale: float) -> Outcome:
-            return outcome_of(simulate(model, limits, lane, num_requests, window, scale))
+            runs = simulate_stages(model, limits, lane, stages, num_requests, window, scale)
+            return outcome_of(*runs)
 
         found = run(1.0)
         ttft_interval = rate_interval = None
@@ -161,6 +146,11 @@ class Planner:
         """The window where every layer slides."""
         slides = self.spec.sliding_layers
         return self.spec.sliding_window if slides and all(slides) else None
+
+    def _busy_stages(self, placement: Placement) -> int:
+        """Batches on their way through one replica at once."""
+        each = self.workload.lane(placement.dp).concurrency
+        return placement.pp if each is None else min(placement.pp, each)
 
     def _num_busy(self, fit: Fit) -> float:
         return self.workload.num_busy_lanes(_num_lanes(fit))

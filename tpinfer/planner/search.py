@@ -70,7 +70,7 @@ def estimate_all(
     misfits: list[Plan] = []
     fitting = []
     for sizes in sizes_to_try(planner.topology, planner.spec):
-        own = planner.with_chunk(sizes[0], settings) if is_free[1] else settings
+        own = planner.with_chunk(sizes, settings) if is_free[1] else settings
         fit = planner.fit(sizes, own)
         if fit.fits:
             fitting.append((sizes, list(_settings(planner, sizes, own, is_free))))

@@ -7,7 +7,7 @@ over (`steps_in_flight=1`). Nothing is measured here, and nothing is drawn but t
 
 import random
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tpinfer.costs.ops import StepAggregates
 from tpinfer.costs.step_time import StepSums
@@ -23,6 +23,8 @@ ROUNDS = 4
 """Times that the requests in flight are replaced, where nobody asks for more."""
 _FEWEST, _POISSON_REQUESTS = 8, 400
 _TOKEN = 1
+_SEEDS_APART = 7919
+"""Between the arrivals of two batches: a prime, so that --seed 1 is not the second of --seed 0."""
 
 
 @dataclass(slots=True)
@@ -74,24 +76,38 @@ def simulate(
     `window` is the sliding window of the layers that slide; `scale` stretches every step. Raises
     ConfigError for a request that could never run.
     """
-    count = num_requests or settled_requests(workload)
-    run = Run(workload, [])
-    engine = _Engine(prices, Scheduler(limits), run, window, scale)
-    closed = workload.concurrency is not None
-    coming = deque(_arrivals(workload, count))
-    later = count - len(coming)
-    while engine.num_ended < count:
-        while coming and coming[0] <= engine.now_s:
-            engine.add(coming.popleft())
-        ended = engine.step()
-        if ended is None:
-            engine.now_s = coming[0]
-        elif closed and ended:
-            again = min(ended, later)
-            coming.extend([engine.now_s] * again)
-            later -= again
-    engine.scheduler.check_idle()
-    return run
+    return simulate_stages(prices, limits, workload, 1, num_requests, window, scale)[0]
+
+
+def simulate_stages(
+    prices: StepPrices,
+    limits: SchedulerLimits,
+    workload: Workload,
+    num_stages: int,
+    num_requests: int | None = None,
+    window: int | None = None,
+    scale: float = 1.0,
+) -> tuple[Run, ...]:
+    """The same of a pipeline: as many batches as stages follow each other through it, each with a
+    scheduler, `limits`, a `workload` and `num_requests` of its own.
+
+    A step spends an equal part of its time in each stage, and waits for a stage until the batch
+    before it has left it: a long step holds up all behind it.
+    """
+    count, pipe = num_requests or settled_requests(workload), [0.0] * num_stages
+    lanes = []
+    for place in range(num_stages):
+        own = replace(workload, seed=workload.seed + _SEEDS_APART * place)
+        engine = _Engine(prices, Scheduler(limits), Run(own, []), window, scale, pipe)
+        lanes.append(_Lane(engine, own, count))
+    at_work = list(lanes)
+    while at_work:
+        first = min(at_work, key=_lane_clock) if num_stages > 1 else at_work[0]
+        if not first.advance():
+            at_work.remove(first)
+    for lane in lanes:
+        lane.engine.scheduler.check_idle()
+    return tuple(lane.engine.run for lane in lanes)
 
 
 def settled_requests(workload: Workload) -> int:
@@ -113,6 +129,35 @@ def _arrivals(workload: Workload, count: int) -> list[float]:
     return found
 
 
+class _Lane:
+    """One batch and the requests that come to it."""
+
+    def __init__(self, engine: "_Engine", workload: Workload, count: int) -> None:
+        self.engine = engine
+        self._count = count
+        self._is_closed = workload.concurrency is not None
+        self._coming = deque(_arrivals(workload, count))
+        self._later = count - len(self._coming)
+
+    def advance(self) -> bool:
+        """One step, or on to the next arrival; False once all were served."""
+        engine, coming = self.engine, self._coming
+        while coming and coming[0] <= engine.now_s:
+            engine.add(coming.popleft())
+        ended = engine.step()
+        if ended is None:
+            engine.now_s = coming[0]
+        elif self._is_closed and ended:
+            again = min(ended, self._later)
+            coming.extend([engine.now_s] * again)
+            self._later -= again
+        return engine.num_ended < self._count
+
+
+def _lane_clock(lane: _Lane) -> float:
+    return lane.engine.now_s
+
+
 class _Engine:
     """Scheduler and clock."""
 
@@ -123,19 +168,22 @@ class _Engine:
         run: Run,
         window: int | None,
         scale: float,
+        pipe: list[float],
     ) -> None:
+        """`pipe`: when each stage of the pipeline is free again, shared by its batches."""
+        self.run = run
         self.scheduler = scheduler
         self.now_s = 0.0
         self.num_ended = 0
         self._prices = prices
-        self._run = run
+        self._pipe = pipe
         self._window = window
         self._scale = scale
         self._prompt = (0,) * run.workload.input_len
 
     def add(self, arrived_s: float) -> None:
         """A request has come."""
-        run = self._run
+        run = self.run
         index = len(run.requests)
         run.requests.append(RequestTimes(arrived_s))
         sequence = Sequence(
@@ -145,7 +193,7 @@ class _Engine:
 
     def step(self) -> int | None:
         """One step; returns how many requests ended with it, None where there was none to make."""
-        run, scheduler = self._run, self.scheduler
+        run, scheduler = self.run, self.scheduler
         scheduled = scheduler.schedule(round(self.now_s * 1e9) + 1)
         if scheduled is None:
             return None
@@ -158,13 +206,25 @@ class _Engine:
         split = self._prices.step(_sums(scheduled, self._window))
         if self._scale != 1.0:
             split = split * self._scale
-        self.now_s += split.total
+        took = split.total
+        if len(self._pipe) > 1:
+            waited = max(0.0, self._pass(took) - self.now_s - took)
+            split += Split(communication=waited)
+            took += waited
+        self.now_s += took
         run.ends_s.append(self.now_s)
         run.splits.append(split)
         return self._commit(scheduled, number)
 
+    def _pass(self, took: float) -> float:
+        """When a step that begins now, alone, leaves the last stage."""
+        pipe, now, part = self._pipe, self.now_s, took / len(self._pipe)
+        for stage, free_s in enumerate(pipe):
+            now = pipe[stage] = max(now, free_s) + part
+        return now
+
     def _commit(self, scheduled: Scheduled, number: int) -> int:
-        run, now = self._run, self.now_s
+        run, now = self.run, self.now_s
         first = scheduled.num_decodes
         drawn = first + sum(scheduled.plan.num_samples[first:])
         run.tokens.append(drawn)
@@ -182,7 +242,7 @@ class _Engine:
         return len(ended)
 
     def _note_waiting(self, scheduled: Scheduled) -> None:
-        run, limits = self._run, self.scheduler.limits
+        run, limits = self.run, self.scheduler.limits
         running = self.scheduler.num_running
         run.num_running.append(running)
         waits = self.scheduler.num_waiting > 0

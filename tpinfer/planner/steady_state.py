@@ -44,6 +44,9 @@ class Load:
     evenly over their lives, as where lengths vary or requests come by chance."""
     window: int | None = None
     """Of the layers that slide."""
+    num_stages: int = 1
+    """Of the pipeline, each with another such batch in it: they follow each other, and wait behind
+    one that has prompts. Waves come to all of them at once, and leave no bubble."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,10 @@ def steady_state(prices: StepPrices, load: Load) -> SteadyState:
     if later:
         plain = _step(prices, load, mix.alone, 0.0) if mix.share < 1 else mixed
         tpot = plain * (1 - mix.share) + mixed * mix.share
+        if load.num_stages > 1 and not load.in_waves:
+            slow = 1 - (1 - min(1.0, mix.share)) ** load.num_stages
+            waits = (slow - mix.share) * (mixed.total - plain.total)
+            tpot += Split(communication=max(0.0, waits))
     ttft = mixed * mix.own_steps
     life_s = ttft.total + later * tpot.total
     return SteadyState(ttft, tpot, load.running * load.output_len / life_s, mix.beside)

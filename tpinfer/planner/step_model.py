@@ -29,7 +29,7 @@ from tpinfer.planner.split import Split
 from tpinfer.planner.step_program import Work, count_program, scaled
 from tpinfer.planner.timed_ops import dot, timed_op
 from tpinfer.planner.traits import Traits
-from tpinfer.sharding.partition import partition_model
+from tpinfer.sharding.partition import cut_evenly, partition_model
 
 _TOKENS, _ROWS = TERMS.index("tokens"), TERMS.index("rows")
 
@@ -45,12 +45,19 @@ class StepModel:
         traits: Traits,
         precision: Precision | None = None,
         num_stages: int = 1,
+        num_busy: int | None = None,
+        is_ahead: bool = False,
     ) -> None:
         """`ledger` of the slowest rank, with every layer of the model; `precision` where weights
-        are stored otherwise than in the ledger's compute dtype."""
+        are stored otherwise than in the ledger's compute dtype. `num_busy` of the stages are at
+        work at once, by default all; `is_ahead`: whether a step is planned while others run."""
         self.ledger, self.device, self.links = ledger, device, links
         self.precision = precision or ledger_precision(ledger.compute_dtype, ledger.kv_dtype)
-        self.num_stages = num_stages
+        self.num_stages, self.is_ahead = num_stages, is_ahead
+        self._num_busy = num_stages if num_busy is None else num_busy
+        layers = ledger.spec.num_layers
+        cuts = [stop - start for start, stop in cut_evenly(layers, (1.0,) * num_stages)]
+        self._stage_shares = max(cuts) / layers, cuts[-1] / layers
         self._program = count_program(ledger, self.precision)
         self._set_rates(traits)
 
@@ -64,6 +71,8 @@ class StepModel:
         other = object.__new__(StepModel)
         other.ledger, other.device, other.links = self.ledger, self.device, self.links
         other.precision, other.num_stages = self.precision, self.num_stages
+        other.is_ahead = self.is_ahead
+        other._num_busy, other._stage_shares = self._num_busy, self._stage_shares
         other._program = self._program
         other._set_rates(traits)
         return other
@@ -77,33 +86,41 @@ class StepModel:
         slower = 1 / self.device.thin_share(tokens)
         memory_factor = self._cached_factor(sums)
         floor, power, root = self._floor_s, self._power, self._root
-        compute = memory = small = 0.0
-        for count, is_linear, flops, moved in self._kernels:
+        compute = memory = small = head = 0.0
+        for count, role, flops, moved in self._kernels:
             compute_s = memory_s = 0.0
             for index, factor in flops:
                 compute_s += factor * terms[index]
             for index, factor in moved:
                 memory_s += factor * terms[index]
             memory_s *= memory_factor
-            if is_linear:
+            if role == "linear":
                 compute_s *= slower
             if compute_s > memory_s:
-                kernel_s = floor + compute_s * (1 + (memory_s / compute_s) ** power) ** root
+                spent = compute_s * (1 + (memory_s / compute_s) ** power) ** root
+                spent = count * (floor + spent)
                 if compute_s < floor:
-                    small += count * kernel_s
+                    small += spent
                 else:
-                    compute += count * kernel_s
+                    compute += spent
             elif memory_s:
-                kernel_s = floor + memory_s * (1 + (compute_s / memory_s) ** power) ** root
+                spent = memory_s * (1 + (compute_s / memory_s) ** power) ** root
+                spent = count * (floor + spent)
                 if memory_s < floor:
-                    small += count * kernel_s
+                    small += spent
                 else:
-                    memory += count * kernel_s
+                    memory += spent
+            else:
+                continue
+            if role == "head":
+                head += spent
         for op in self._timed:
             compute_s, memory_s = (dot(roof, terms) for roof in op.roofs)
             if not compute_s and not memory_s:
                 continue
             spent = op.count * op.seconds(terms)
+            if op.rows_term == _ROWS:
+                head += spent
             if max(compute_s, memory_s) < floor:
                 small += spent
             elif compute_s >= memory_s:
@@ -111,7 +128,20 @@ class StepModel:
             else:
                 memory += spent
         host = self.traits.host_step_s + self.traits.host_row_s * terms[_ROWS]
-        return Split(compute, memory, self._communication(terms), small, host)
+        communication = self._communication(terms)
+        if self._num_busy > 1:
+            communication += self._stage_wait_s(compute + memory + small + communication, head)
+        if self._hides_host:
+            host = max(0.0, host - compute - memory - small - communication)
+        return Split(compute, memory, communication, small, host)
+
+    def _stage_wait_s(self, work_s: float, head_s: float) -> float:
+        """What a step waits for the slowest stage where all are at work: layers do not divide
+        evenly, and the last stage has the head besides. `work_s` is of all stages."""
+        longest, last = self._stage_shares
+        layers_s = work_s - head_s
+        slowest_s = max(layers_s * longest, layers_s * last + head_s)
+        return max(0.0, self._num_busy * slowest_s - work_s)
 
     def _communication(self, terms: tuple[int, ...]) -> float:
         tokens = terms[_TOKENS]
@@ -136,6 +166,7 @@ class StepModel:
 
     def _set_rates(self, traits: Traits) -> None:
         self.traits = traits
+        self._hides_host = self.is_ahead and traits.host_is_all
         device, links = self.device, self.links
         rate = device.main_memory.bytes_per_s
         per_byte, per_kv_byte = 1 / (rate * traits.memory), 1 / (rate * traits.kv_read)
@@ -156,7 +187,8 @@ class StepModel:
                 continue
             flop_s, byte_s = seconds[work.role]
             timed = scaled(work.flops, flop_s), scaled(work.moved, byte_s)
-            self._kernels.append((work.count, work.role == "linear", *timed))
+            role = "head" if work.is_head else work.role
+            self._kernels.append((work.count, role, *timed))
         self._set_links(traits)
         width = self.ledger.spec.hidden_size * self.ledger.compute_dtype.num_bytes
         self._stage_s = (self.num_stages - 1) * links.transfer_latency_s
@@ -201,8 +233,10 @@ def step_model(
     placement: Placement,
     precision: Precision,
     traits: Traits | None = None,
+    num_busy: int | None = None,
+    is_ahead: bool = False,
 ) -> StepModel:
-    """The step model of the slowest rank of a placement.
+    """The step model of the slowest rank of a placement. `num_busy`, `is_ahead`: see `StepModel`.
 
     Raises ConfigError where the topology says nothing of the devices' rates, TopologyError where it
     has too few of them.
@@ -239,6 +273,9 @@ def step_model(
         device = measured_device(
             ceilings, measured, sharing, precision.activation, traits.overlap_power
         )
-        models.append(StepModel(ledger, device, links, traits, precision, placement.pp))
+        stages = placement.pp
+        models.append(
+            StepModel(ledger, device, links, traits, precision, stages, num_busy, is_ahead)
+        )
     probe = aggregate([1], [1024], 1, 0, spec.sliding_window)
     return max(models, key=lambda model: model.step(probe).total)

@@ -35,6 +35,9 @@ class Traits:
     """Host time of a step that the device waits for."""
     host_row_s: float = 5e-6
     """The same for each row of a step."""
+    host_is_all: bool = False
+    """Whether host times are all that the host does, of which steps planned ahead hide what fits
+    behind the device; else they are what the device waits for."""
     reserved_bytes: float = 0.6e9
     """Of a device's memory, what driver, collectives and the engine's own buffers keep."""
     overlap_power: float = 2.0
