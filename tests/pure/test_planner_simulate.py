@@ -216,3 +216,37 @@ def test_promises_that_say_nothing(text: str, words: str) -> None:
     with pytest.raises(ConfigError) as raised:
         parse_slo(text)
     assert words in str(raised.value)
+
+
+def test_a_cached_prefix_is_not_computed_again() -> None:
+    room = limits(max_num_batched_tokens=512, num_blocks=2000)
+    cached = replace(room, prefix_caching=True)
+    cold = Workload(512, 32, 8)
+    warm = replace(cold, prefix_hit=0.75)
+    found = outcome_of(simulate(PRICES, cached, warm, 80))
+    full = outcome_of(simulate(PRICES, room, cold, 80))
+    assert found.ttft.mean < 0.6 * full.ttft.mean
+    assert found.output_tokens_per_s > full.output_tokens_per_s
+    guess = Estimator(PRICES, cached, warm, None).estimate()
+    assert guess.tpot_s == pytest.approx(found.tpot.mean, rel=0.05)
+    assert guess.output_tokens_per_s == pytest.approx(found.output_tokens_per_s, rel=0.05)
+
+
+def test_of_a_prompt_whole_blocks_are_cached_and_never_its_last_token() -> None:
+    counts = [
+        Workload(64, 8, 1, prefix_hit=share).num_cached(16) for share in (0, 0.2, 0.25, 0.5, 1)
+    ]
+    assert counts == [0, 0, 16, 32, 48]
+    with pytest.raises(ConfigError, match=r"--prefix-hit 1\.5 must be a share"):
+        Workload(64, 8, 1, prefix_hit=1.5)
+
+
+def test_shared_blocks_leave_room_for_more() -> None:
+    tight = limits(num_blocks=60, max_num_seqs=64)
+    rates = [
+        Estimator(PRICES, tight, Workload(256, 32, 32, prefix_hit=share), None)
+        .estimate()
+        .num_running
+        for share in (0.0, 0.75)
+    ]
+    assert rates[1] > 1.5 * rates[0]

@@ -72,6 +72,13 @@ def model_flags(group: argparse._ArgumentGroup) -> None:
         metavar="S",
         help="longest wait for a rank (300)",
     )
+    group.add_argument(
+        "--step-timeout",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="longest wait for a step (60)",
+    )
 
 
 def _prompt_flags(group: argparse._ArgumentGroup) -> None:
@@ -315,6 +322,7 @@ def engine_config(args: argparse.Namespace, tp: int) -> EngineConfig:
         topology=args.topology,
         topology_settings=tuple(args.set),
         wait_timeout_s=args.wait_timeout,
+        step_timeout_s=args.step_timeout,
     )
 
 

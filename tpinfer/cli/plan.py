@@ -103,7 +103,7 @@ def _planner(args: argparse.Namespace) -> "tuple[Planner, EngineSettings]":
     if args.price:
         topology = replace(topology, usd_per_gpu_hour=parse_price(args.price))
     workload = Workload(
-        args.input_len, args.output_len, args.concurrency, args.rate, seed=args.seed
+        args.input_len, args.output_len, args.concurrency, args.rate, args.seed, args.prefix_hit
     )
     if workload.num_tokens > spec.max_position:
         raise ConfigError(

@@ -68,6 +68,10 @@ def _load_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--rate", type=float, metavar="R", help="requests a second, at random (Poisson)"
     )
+    group.add_argument(
+        "--prefix-hit", type=float, default=0.0, metavar="F",
+        help="share of each prompt that all have in common and the prefix cache holds (0)",
+    )  # fmt: skip
     group.add_argument("--slo", metavar="P", help="promises on means, such as ttft=500ms,tpot=30ms")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of the arrivals (0)")
     group.add_argument(

@@ -77,6 +77,12 @@ class EngineConfig:
     """Build only this many layers (with random weights, a slice of a large shape)."""
     wait_timeout_s: float = 300.0
     """Longest wait for another rank before the run ends."""
+    step_timeout_s: float = 60.0
+    """Longest wait for a step before its ranks are given up. The first step of a generation, in
+    which kernels are compiled, has `wait_timeout_s` where that is longer."""
+    max_rebuilds: int = 3
+    """How often in a row an engine that starts its own ranks starts them anew after one died or
+    hung, without any request ending in between; 0 never."""
 
     def __post_init__(self) -> None:
         self._require_known("load_format", get_args(LoadFormat))
@@ -120,6 +126,14 @@ class EngineConfig:
                 f"wait_timeout_s={self.wait_timeout_s} must be above 0 and at most {MAX_WAIT_S:g} "
                 "seconds"
             )
+        if not 0 < self.step_timeout_s <= MAX_WAIT_S:
+            raise ConfigError(
+                f"step_timeout_s={self.step_timeout_s} must be above 0 and at most {MAX_WAIT_S:g} "
+                "seconds"
+            )
+        most = self.max_rebuilds
+        if isinstance(most, bool) or not isinstance(most, int) or most < 0:
+            raise ConfigError(f"max_rebuilds={most!r} must be a whole number of 0 or more")
         if self.num_layers_override is not None and self.load_format != "random":
             raise ConfigError(
                 f"num_layers_override={self.num_layers_override} leaves out layers of a real "
@@ -127,7 +141,7 @@ class EngineConfig:
             )
 
     def _require_types(self) -> None:
-        for name in ("memory_utilization", "step_budget_s", "wait_timeout_s"):
+        for name in ("memory_utilization", "step_budget_s", "wait_timeout_s", "step_timeout_s"):
             value = getattr(self, name)
             if name == "step_budget_s" and value is None:
                 continue

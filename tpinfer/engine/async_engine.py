@@ -52,8 +52,13 @@ class _Close:
     """No more will come."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """A rank has ended, perhaps while nothing ran."""
+
+
 _Item = TokenEvent | GenerationResult | BaseException
-_Message = _Add | _Abort | _Close
+_Message = _Add | _Abort | _Close | _Look
 
 
 class AsyncEngine:
@@ -71,6 +76,7 @@ class AsyncEngine:
         self._thread = threading.Thread(
             target=self._work, args=(opened.num_threads,), name="tpinfer-steps", daemon=True
         )
+        opened.on_rank_end = lambda: self._inbox.put(_Look())
         self._thread.start()
 
     @classmethod
@@ -204,6 +210,9 @@ class AsyncEngine:
             wait = False
             if isinstance(message, _Close):
                 return False
+            if isinstance(message, _Look):
+                self._opened.look()
+                continue
             if isinstance(message, _Abort):
                 if message.index in self._streams:
                     self._opened.engine.abort(self._streams.pop(message.index)[0])

@@ -1,6 +1,7 @@
 """A rank other than 0 of a program that is rank 0 itself: `python -m tpinfer.engine.follower
 CONFIG`, started by `launching.followers`."""
 
+import faulthandler
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -10,6 +11,7 @@ import msgspec
 
 from tpinfer.config.engine import EngineConfig
 from tpinfer.config.environment import calm_thread_pools, read_environment
+from tpinfer.launching.followers import STACKS_SIGNAL
 from tpinfer.launching.guard import guard_rank, run_rank
 from tpinfer.launching.seat import Seat, seat_from_environment
 
@@ -41,6 +43,7 @@ def main() -> int:
     config, environment = _from_argument(sys.argv[1]), read_environment()
     seat = seat_from_environment(environment, config.device)
     guard_rank(seat)
+    faulthandler.register(STACKS_SIGNAL, all_threads=True)  # also while it hangs in native code
     return run_rank(seat, environment, lambda: _serve(config, seat))
 
 

@@ -12,6 +12,7 @@ import reprlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from operator import index
 from typing import Any
 
@@ -46,6 +47,8 @@ class LLM:
         config = engine_settings(model, tp, topology=topology, **settings)
         self._opened = OpenedEngine(config, progress)
         self._thread = OwnThread("tpinfer-steps") if self._opened.rank == 0 else None
+        if self._thread is not None:
+            self._opened.on_rank_end = partial(self._thread.post, self._look)
         self._report: RunReport | None = None
         self._is_cut_off = False  # closed while a call ran
         self._is_over = False  # for ranks other than 0: rank 0 has closed
@@ -85,7 +88,8 @@ class LLM:
             try:
                 return self._run(self._requests(listed, chosen, ranks, cache_salt), leave)
             finally:
-                opened.engine.release_followers()
+                if opened.engine.rebuilds is None:  # they serve nobody else
+                    opened.engine.release_followers()
 
         return self._thread.run(run, leave.set)
 
@@ -119,6 +123,10 @@ class LLM:
 
     def __exit__(self, *_exception: object) -> None:
         self.close()
+
+    def _look(self) -> None:
+        with suppress(RankError):  # the next call tells it
+            self._opened.look()
 
     def _requests(
         self, prompts: list[PromptInput], params: list[Any], priorities: list[Any], cache_salt: str

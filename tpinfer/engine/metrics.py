@@ -52,6 +52,11 @@ class Metrics:
         host_rate = probe_host_copy(assembly.device)
         return StepTime(assembly.ledger(0), self._ceilings[0], limits.block_size, host_rate)
 
+    def move(self, assembly: Assembly) -> None:
+        """Go on with the ranks of a new generation; what the last one recorded is gone with it."""
+        self._assembly, self._worker = assembly, assembly.worker
+        self._attributor = None
+
     def forget(self) -> None:
         """A new run begins: what was gathered belongs to the last one."""
         self._attributor = None

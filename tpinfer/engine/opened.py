@@ -2,6 +2,7 @@
 part, where a launcher such as torchrun started them all."""
 
 import reprlib
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import fields, replace
 from operator import index
@@ -18,12 +19,15 @@ from tpinfer.config.huggingface import read_generation_defaults, read_model_spec
 from tpinfer.config.model_name import is_shape, model_directory
 from tpinfer.config.sampling import SamplingParams
 from tpinfer.engine.follower import config_argument
-from tpinfer.engine.rank_engine import Engine, open_engine
+from tpinfer.engine.rank_engine import Engine, open_engine, open_parts
+from tpinfer.engine.rebuilds import Rebuilds, RebuildsOverError
 from tpinfer.engine.requests import GenerationRequest
 from tpinfer.launching.followers import Followers
 from tpinfer.launching.seat import seat_from_environment
+from tpinfer.steps.interface import PlanWriter
 from tpinfer.text.chat_template import ChatTemplate, find_template
 from tpinfer.text.tokenizer import Tokenizer
+from tpinfer.worker.assemble import Assembly
 
 PromptInput = str | Sequence[int]
 """Text, or token ids."""
@@ -47,11 +51,14 @@ class OpenedEngine:
         if (config.model_dir / "tokenizer.json").is_file():
             self.tokenizer = Tokenizer(config.model_dir)
         self._followers: Followers | None = None
+        self._progress, self._is_ending = progress, False
+        self._late_words: str | None = None
+        self.on_rank_end: Callable[[], None] = lambda: None
+        """Called on another thread when a rank that was started here has failed; it has `look`
+        called by the thread that runs steps."""
         environment = read_environment()
         if environment.rank is None and config.tp > 1:
-            self._followers = Followers(
-                config.tp, "tpinfer.engine.follower", [config_argument(config)], config.device
-            )
+            self._followers = self._start(config, 0)
             seat = self._followers.seat
         else:
             seat = seat_from_environment(environment, config.device)
@@ -59,6 +66,9 @@ class OpenedEngine:
         try:
             self.engine: Engine = open_engine(config, seat, progress, self.tokenizer)
             self.num_threads = torch.get_num_threads()
+            if self._followers is not None:
+                most = config.max_rebuilds
+                self.engine.rebuilds = Rebuilds(most, self._open_next, self._end_late)
         except BaseException as error:
             cause = self.explain(error)
             if self._followers is not None:
@@ -69,6 +79,8 @@ class OpenedEngine:
 
     def explain(self, error: BaseException) -> BaseException:
         """What a rank that ended said of its end, in place of the effect that it had here."""
+        if isinstance(error, RebuildsOverError):
+            return error
         if isinstance(error, RankError) and self._followers is not None:
             return self._followers.explain(error)
         return error
@@ -118,8 +130,47 @@ class OpenedEngine:
 
     def end_followers(self) -> None:
         """Kill the ranks that were started here; what waits for them gets an error."""
+        self._is_ending = True
         if self._followers is not None:
             self._followers.kill()
+
+    def look(self) -> None:
+        """Rebuild at once where a rank has died while nothing ran."""
+        followers = self._followers
+        if followers is not None and followers.has_failed and not self._is_ending:
+            self.engine.rebuild(followers.explain(RankError("a rank is gone")))
+
+    def _start(self, config: EngineConfig, generation: int) -> Followers:
+        argv = [config_argument(config)]
+        followers = Followers(config.tp, "tpinfer.engine.follower", argv, config.device, generation)
+        followers.on_end = lambda: self.on_rank_end()
+        return followers
+
+    def _end_late(self, words: str) -> None:
+        if self._followers is not None:
+            self._late_words = words
+            self._followers.write_stacks()
+            self._followers.kill()
+
+    def _open_next(self, error: RankError) -> tuple[Assembly, PlanWriter]:
+        """The ranks of the next generation, whose cache is as large as the last one's."""
+        followers = self._followers
+        if followers is None or self._is_ending:
+            raise error
+        cause, generation = followers.explain(error), followers.seat.generation + 1
+        if self._late_words is not None:  # its end came from here
+            cause, self._late_words = RankError(self._late_words), None
+        followers.kill()
+        followers.close()
+        print(f"{cause}; starting ranks anew (generation {generation})", file=sys.stderr)
+        config = replace(self.config, kv_bytes=self.config.kv_bytes or self.engine.kv_bytes)
+        self._followers = self._start(config, generation)
+        try:
+            assembly, wire = open_parts(config, self._followers.seat, self._progress)
+        except RankError as again:
+            raise self._followers.explain(again) from again
+        assert isinstance(wire, PlanWriter), "rank 0 writes"
+        return assembly, wire
 
     def close(self) -> None:
         """Let go of everything, the other ranks first. Twice is fine."""

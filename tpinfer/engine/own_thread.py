@@ -53,6 +53,13 @@ class OwnThread:
                 wait([future])
             raise
 
+    def post(self, call: Callable[[], None]) -> None:
+        """Have `call` run behind those that wait, with nobody waiting for it; nothing after
+        `close`. It must not raise."""
+        with self._lock:
+            if not self._is_closed:
+                self._jobs.put(call)
+
     def close(self, timeout_s: float) -> bool:
         """Take no more calls; whether what was there has come to its end in time."""
         with self._lock:

@@ -4,11 +4,12 @@
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from time import perf_counter_ns
 from typing import TYPE_CHECKING
 
 from tpinfer.config.engine import EngineConfig, RecordingRequest
-from tpinfer.config.errors import ConfigError
+from tpinfer.config.errors import ConfigError, RankError
 from tpinfer.engine.executor import (
     Device,
     Executor,
@@ -19,6 +20,7 @@ from tpinfer.engine.executor import (
 )
 from tpinfer.engine.live import LiveOutput, LiveRequest
 from tpinfer.engine.metrics import Metrics
+from tpinfer.engine.rebuilds import Rebuilds, call_off, silent_ranks
 from tpinfer.engine.recording import Recording, RunFacts, answer
 from tpinfer.engine.requests import (
     GenerationRequest,
@@ -28,6 +30,7 @@ from tpinfer.engine.requests import (
 )
 from tpinfer.engine.run_report import RunReport
 from tpinfer.engine.step_loop import StepLoop, StepOutcome
+from tpinfer.engine.step_watch import StepWatch
 from tpinfer.launching.seat import Seat
 from tpinfer.scheduling.request import Sequence as Running
 from tpinfer.scheduling.scheduler import Scheduler
@@ -71,19 +74,40 @@ class Engine:
         self._worker = assembly.worker
         self._wire = wire
         self._tokenizer = tokenizer
-        depth = assembly.config.steps_in_flight or 1
-        device = _device(self._worker, depth)
-        self._executor = Executor(
-            self._worker, device, wire if isinstance(wire, PlanWriter) else None
-        )
-        self._metrics = Metrics(assembly)
-        costs = self._metrics.step_costs(self._executor) if assembly.seat.rank == 0 else None
-        self._scheduler = Scheduler(assembly.limits, costs)
-        self._loop = StepLoop(self._scheduler, self._executor, self._worker.spans, depth)
-        self._capture = Capture(self._worker, all_threads=isinstance(device, ThreadDevice))
         self._recording: Recording | None = None
         self._live: dict[int, LiveOutput] = {}  # by sequence id
         self._finished: list[LiveRequest] = []
+        self._metrics = Metrics(assembly)
+        self.rebuilds: Rebuilds | None = None
+        """Where this process started the other ranks and may start them anew."""
+        self._executor = self._make_executor()
+        costs = self._metrics.step_costs(self._executor) if assembly.seat.rank == 0 else None
+        self._scheduler = Scheduler(assembly.limits, costs)
+        self._begin()
+
+    def _make_executor(self) -> Executor:
+        writer = self._wire if isinstance(self._wire, PlanWriter) else None
+        return Executor(self._worker, _device(self._worker, self._depth), writer)
+
+    @property
+    def _depth(self) -> int:
+        return self._assembly.config.steps_in_flight or 1
+
+    def _begin(self) -> None:
+        """What each generation has anew."""
+        config, worker = self._assembly.config, self._worker
+        self._loop = StepLoop(self._scheduler, self._executor, worker.spans, self._depth)
+        has_thread = self._depth > 1 and not worker.issues_ahead
+        self._capture = Capture(worker, all_threads=has_thread)
+        self._watch: StepWatch | None = None
+        if isinstance(self._wire, PlanWriter):
+            first_s = max(config.step_timeout_s, config.wait_timeout_s)
+            self._watch = StepWatch(config.step_timeout_s, first_s, self._late)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Largest KV cache of a rank."""
+        return max(memory.kv_bytes for memory in self._assembly.memory_by_rank)
 
     @property
     def scheduler(self) -> Scheduler:
@@ -139,8 +163,29 @@ class Engine:
     def step(self) -> list[TokenEvent]:
         """Run one step and say what it brought."""
         may_plan = self._recording.may_plan if self._recording is not None else None
-        outcome = self._loop.step(may_plan)
-        return [] if outcome is None else self._events(outcome)
+        try:
+            with self._watched():
+                outcome = self._loop.step(may_plan)
+        except RankError as error:
+            self.rebuild(error)
+            return []
+        events = [] if outcome is None else self._events(outcome)
+        if self.rebuilds is not None and any(event.finish_reason for event in events):
+            self.rebuilds.progressed()
+        return events
+
+    def rebuild(self, error: RankError) -> None:
+        """Ranks are dead or hang: start them anew and let what ran begin again, from its tokens so
+        far. Raises RankError where that cannot be; a recording goes with its ranks."""
+        if self.rebuilds is None or self._recording is not None:
+            raise error
+        self._let_go()
+        self._assembly, self._wire = self.rebuilds.next_generation(error)
+        self._worker = self._assembly.worker
+        self._metrics.move(self._assembly)
+        self._executor = self._make_executor()
+        self._scheduler.rebuild()
+        self._begin()
 
     def generate(
         self,
@@ -174,8 +219,7 @@ class Engine:
         finally:
             for live in lives:
                 self.abort(live)
-            for outcome in self._loop.drain():
-                self._events(outcome)
+            self._drain()
             if self._recording is not None:
                 self._recording.stop(self._loop.num_sent)
 
@@ -207,10 +251,46 @@ class Engine:
 
     def close(self) -> None:
         """Let go of ranks, shared memory and connections. Can be called twice."""
+        if self._watch is not None:
+            self._watch.close()
         if self._wire is not None:
             self._executor.close()
             self._wire = None
         self._assembly.close()
+
+    def _let_go(self) -> None:
+        """Close a generation that may be dead already."""
+        self._assembly.abort()
+        with suppress(RankError):
+            self.close()
+        self._wire = None
+        self._assembly.close()
+
+    def _drain(self) -> None:
+        """Take what is on its way for requests that have ended."""
+        try:
+            with self._watched():
+                for outcome in self._loop.drain():
+                    self._events(outcome)
+        except RankError as error:
+            self.rebuild(error)
+
+    def _watched(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._watch is None else self._watch.waiting()
+
+    def _late(self, allowed_s: float) -> None:
+        """On the watching thread: a step is not done in time."""
+        step_id, wire, watch = self._scheduler.oldest_step, self._wire, self._watch
+        if not isinstance(wire, PlanWriter) or watch is None:
+            return
+        ranks = silent_ranks(wire, self._assembly.seat.generation, step_id)
+        named = ", ".join(map(str, ranks)) or "0"
+        words = (
+            f"step {step_id} is not done after {allowed_s:g} s; not reported by rank {named}: the "
+            "ranks are ended, stacks follow (--step-timeout sets the time)"
+        )
+        end_ranks = None if self.rebuilds is None else self.rebuilds.end_ranks
+        call_off(self._assembly, watch, end_ranks, words)
 
     def _events(self, outcome: StepOutcome) -> list[TokenEvent]:
         began_ns = perf_counter_ns()
@@ -266,10 +346,22 @@ def open_engine(
 
     Raises ConfigError, CheckpointError or RankError; the message says what to change.
     """
+    assembly, wire = open_parts(config, seat, progress)
+    try:
+        return Engine(assembly, wire, tokenizer)
+    except BaseException:
+        assembly.abort()
+        assembly.close()
+        raise
+
+
+def open_parts(
+    config: EngineConfig, seat: Seat, progress: Progress | None = None
+) -> tuple[Assembly, PlanWriter | PlanReader | None]:
+    """This rank's share and its end of the wire. Raises like `open_engine`."""
     assembly = assemble(config, seat, progress or (lambda text: None))
     try:
-        wire = open_plan_reader(seat) if seat.rank else open_plan_writer(seat)
-        return Engine(assembly, wire, tokenizer)
+        return assembly, open_plan_reader(seat) if seat.rank else open_plan_writer(seat)
     except BaseException:
         assembly.abort()
         assembly.close()

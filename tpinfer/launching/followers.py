@@ -2,7 +2,8 @@
 
 For libraries: installs no signal handlers and no exit handlers here. A follower is a fresh process
 that leads a group of its own, so that the terminal's Ctrl-C reaches rank 0 alone; it dies with the
-thread that started it, which lives here until `close`. Followers are never started again.
+thread that started it, which lives here until `close`. Ranks of a next generation are other
+followers.
 """
 
 import os
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tpinfer.config.environment import child_environment
@@ -23,17 +24,24 @@ from tpinfer.launching.sweep import remove_run, sweep_stale
 
 CLOSE_GRACE_S = 5.0
 """How long followers may take to end after rank 0 closed the engine."""
+STACKS_SIGNAL = signal.SIGUSR1
+"""A follower writes its stacks on it."""
+_STACKS_S = 0.3
+_LOOK_S = 0.25
 
 
 class Followers:
     """The other ranks of a run whose rank 0 is this process."""
 
-    def __init__(self, world: int, module: str, argv: Sequence[str], device: str) -> None:
+    def __init__(
+        self, world: int, module: str, argv: Sequence[str], device: str, generation: int = 0
+    ) -> None:
         """Start ranks 1 to world - 1 as `python -m <module> <argv>`.
 
         `device` is auto, cpu or cuda. Raises ConfigError or OSError.
         """
         variables = shared_variables(world, {})
+        variables["TORCHELASTIC_RESTART_COUNT"] = str(generation)
         self.seat = Seat(
             rank=0,
             world=world,
@@ -41,7 +49,7 @@ class Followers:
             local_world=world,
             device=choose_device(device, 0, world, count_gpus(None)),  # pyright: ignore[reportArgumentType]
             run_id=variables["TORCHELASTIC_RUN_ID"],
-            generation=0,
+            generation=generation,
             launcher="tpinfer",
             rendezvous=Path(variables["TPINFER_RENDEZVOUS"]),
         )
@@ -49,6 +57,8 @@ class Followers:
         make_rendezvous(Path(variables["TPINFER_RENDEZVOUS"]))
         self._processes: list[subprocess.Popen[bytes]] = []
         self._ranks: list[RankProcess] = []
+        self.on_end: Callable[[], None] | None = None
+        """Called once, on a thread of this object, soon after a follower has failed."""
         self._closing, started = threading.Event(), threading.Event()
         self._failed_start: BaseException | None = None
         self._thread = threading.Thread(
@@ -74,6 +84,19 @@ class Followers:
                 failure = read_failure(rank.rank, rank.read_report(), status)
                 return RankError(failure.text())
         return error
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether any has ended otherwise than well."""
+        return any(process.poll() for process in self._processes)
+
+    def write_stacks(self) -> None:
+        """Have those that run write their threads' stacks to standard error, and wait a moment
+        for it; one that is stopped (SIGSTOP) cannot."""
+        for process in self._processes:
+            if process.poll() is None:
+                os.kill(process.pid, STACKS_SIGNAL)
+        self._closing.wait(_STACKS_S)
 
     def kill(self) -> None:
         """End the followers at once."""
@@ -107,7 +130,10 @@ class Followers:
         except BaseException as error:
             self._failed_start = error
         started.set()
-        self._closing.wait()
+        while not self._closing.wait(_LOOK_S):
+            if self.on_end is not None and self.has_failed:
+                self.on_end()
+                self._closing.wait()
 
     def _start(
         self, rank: int, module: str, argv: Sequence[str], shared: Mapping[str, str]

@@ -58,6 +58,7 @@ class Estimator:
         self._workload = workload
         self._window = window
         self._num_stages = num_stages
+        self._num_cached = workload.num_cached(limits.block_size)
 
     def estimate(self) -> Estimate:
         """The state that the workload leads to."""
@@ -79,8 +80,10 @@ class Estimator:
         """How many rows and blocks let run. A sequence grows from its prompt to its whole length;
         each keeps a block in reserve."""
         size, work = self._limits.block_size, self._workload
-        mean = (work.input_len + work.output_len / 2) / size + 1
-        return max(1.0, min(self._limits.max_num_seqs, self._limits.num_blocks / mean))
+        own = work.input_len - self._num_cached
+        mean = (own + work.output_len / 2) / size + 1
+        num_blocks = self._limits.num_blocks - self._num_cached // size
+        return max(1.0, min(self._limits.max_num_seqs, num_blocks / mean))
 
     def _at(self, running: float) -> Estimate:
         """With so many running, of whom some are still at their prompt."""
@@ -90,7 +93,8 @@ class Estimator:
         seen = running if is_loop else running + 1
         load = Load(
             work.input_len, work.output_len, seen, self._limits.max_num_batched_tokens,
-            in_waves=is_loop, window=self._window, num_stages=self._num_stages,
+            in_waves=is_loop, window=self._window, num_cached=self._num_cached,
+            num_stages=self._num_stages,
         )  # fmt: skip
         found = steady_state(self._prices, load)
         first = found.ttft

@@ -64,7 +64,7 @@ class Fit:
             max_num_batched_tokens=settings.max_num_batched_tokens,
             max_model_len=workload.num_tokens,
             num_groups=self.num_groups,
-            prefix_caching=False,
+            prefix_caching=workload.prefix_hit > 0,
         )
 
 

@@ -179,15 +179,17 @@ class _Engine:
         self._pipe = pipe
         self._window = window
         self._scale = scale
-        self._prompt = (0,) * run.workload.input_len
+        self._shared = run.workload.num_cached(scheduler.limits.block_size)
 
     def add(self, arrived_s: float) -> None:
         """A request has come."""
         run = self.run
         index = len(run.requests)
         run.requests.append(RequestTimes(arrived_s))
+        own = run.workload.input_len - self._shared
+        prompt = (0,) * self._shared + (index + 1,) * own
         sequence = Sequence(
-            index, self._prompt, run.workload.output_len, frozenset(), round(arrived_s * 1e9)
+            index, prompt, run.workload.output_len, frozenset(), round(arrived_s * 1e9)
         )
         self.scheduler.add(sequence)
 

@@ -44,9 +44,16 @@ class Load:
     evenly over their lives, as where lengths vary or requests come by chance."""
     window: int | None = None
     """Of the layers that slide."""
+    num_cached: int = 0
+    """Tokens of each prompt whose keys are there already; at least one is not."""
     num_stages: int = 1
     """Of the pipeline, each with another such batch in it: they follow each other, and wait behind
     one that has prompts. Waves come to all of them at once, and leave no bubble."""
+
+    @property
+    def prompt_len(self) -> int:
+        """Tokens of a prompt that are computed."""
+        return self.input_len - self.num_cached
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +123,7 @@ def saturated_tokens_per_s(
     batch = max(1.0, most)
     waves, rest = divmod(num_requests, batch)
     wave_s = batch * load.output_len / full.tokens_per_s
-    apart = min(1.0, batch * load.input_len / load.budget / load.output_len)
+    apart = min(1.0, batch * load.prompt_len / load.budget / load.output_len)
     seconds = waves * wave_s
     if rest >= 1:
         last = steady_state(prices, replace(load, running=rest))
@@ -129,15 +136,15 @@ def _waves(load: Load) -> _Mix | None:
     """Prompts fill up steps one after the other, and the others' decodes are beside them."""
     running, later = max(1.0, load.running), load.output_len - 1
     # Of those whose prompts share a step none decodes in it.
-    together = max(1.0, min(running, (load.budget - running) / max(1, load.input_len - 1)))
+    together = max(1.0, min(running, (load.budget - running) / max(1, load.prompt_len - 1)))
     room = max(1.0, load.budget - running + together)
-    steps = float(ceil(running * load.input_len / room - _ROUNDING))
+    steps = float(ceil(running * load.prompt_len / room - _ROUNDING))
     own = steps
     if running > 1:  # a prompt begins where a step has tokens left, and may end in another
-        own = max(1.0, min(steps, load.input_len / room + 1 - 1 / steps))
+        own = max(1.0, min(steps, load.prompt_len / room + 1 - 1 / steps))
     if steps > later + own:
         return None
-    chunk = running * load.input_len / steps
+    chunk = running * load.prompt_len / steps
     share = max(0.0, steps - own) / later if later else 0.0
     return _Mix(own, chunk, share, running - running * own / steps, running)
 
@@ -145,24 +152,24 @@ def _waves(load: Load) -> _Mix | None:
 def _spread(load: Load) -> _Mix | None:
     """Prompts at any time: part of the steps carry one, or each carries some."""
     running, later = max(1.0, load.running), load.output_len - 1
-    own = ceil(load.input_len / max(1.0, load.budget - running + 1))
+    own = ceil(load.prompt_len / max(1.0, load.budget - running + 1))
     decodes = 1 + (running - 1) * later / (later + own)
     room = max(1.0, load.budget - decodes)
-    prompts = (running - 1) * load.input_len / (later + own)
+    prompts = (running - 1) * load.prompt_len / (later + own)
     if prompts > room:
         return None
-    chunk = min(room, max(prompts, load.input_len))
+    chunk = min(room, max(prompts, load.prompt_len))
     return _Mix(own, chunk, prompts / chunk, decodes, decodes)
 
 
 def _crowded(prices: StepPrices, load: Load) -> SteadyState:
     """Prompts bind: every step is full of tokens, and as many decode as their flow keeps up."""
     later = load.output_len - 1
-    decodes = load.budget * later / (load.input_len + later)
+    decodes = load.budget * later / (load.prompt_len + later)
     room = load.budget - decodes
     step = _step(prices, load, decodes, room)
-    tokens_per_s = room / load.input_len * load.output_len / step.total
-    ttft = step * max(1.0, load.input_len / room)
+    tokens_per_s = room / load.prompt_len * load.output_len / step.total
+    ttft = step * max(1.0, load.prompt_len / room)
     life_s = load.running * load.output_len / tokens_per_s
     wait = Split(queue=max(0.0, life_s - ttft.total - later * step.total))
     return SteadyState(ttft + wait, step if later else Split(), tokens_per_s, decodes)
@@ -172,14 +179,14 @@ def _step(prices: StepPrices, load: Load, decodes: float, chunk: float) -> Split
     """Decodes in the middle of their output, and `chunk` prompt tokens: whole prompts, or an
     average part of one."""
     context = load.input_len + load.output_len / 2
-    size = min(chunk, load.input_len)
-    seen = (size + load.input_len) / 2
+    size = min(chunk, load.prompt_len)
+    seen = load.num_cached + (size + load.prompt_len) / 2
     prompts = chunk / size if size else 0.0
     near = min(context, load.window) if load.window else context
     part = aggregate([round(size)], [max(round(size), round(seen))], 0, 0, load.window)
     sums = StepAggregates(
         tokens=round(decodes + chunk),
-        rows=round(decodes + chunk / load.input_len),
+        rows=round(decodes + chunk / load.prompt_len),
         full_rows=0,
         sk=round(decodes * context + prompts * seen),
         sqsk=round(decodes * context + chunk * seen),

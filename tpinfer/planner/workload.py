@@ -23,6 +23,8 @@ class Workload:
     """Requests a second."""
     seed: int = 0
     """Of the arrivals."""
+    prefix_hit: float = 0.0
+    """Share of each prompt that is the same for all, and in the prefix cache but for the first."""
 
     def __post_init__(self) -> None:
         for flag, value in (("--input-len", self.input_len), ("--output-len", self.output_len)):
@@ -33,6 +35,8 @@ class Workload:
             )
         if self.concurrency is not None:
             _require_count("--concurrency", self.concurrency, MOST_REQUESTS)
+        if not 0 <= self.prefix_hit <= 1:
+            raise ConfigError(f"--prefix-hit {self.prefix_hit:g} must be a share from 0 to 1")
         if self.rate is not None and not (0 < self.rate <= MOST_REQUESTS):
             raise ConfigError(
                 f"--rate {self.rate:g} must be above 0 and at most {MOST_REQUESTS} requests a "
@@ -53,7 +57,13 @@ class Workload:
             None if concurrency is None else -(-concurrency // num_lanes),
             None if rate is None else rate / num_lanes,
             self.seed,
+            self.prefix_hit,
         )
+
+    def num_cached(self, block_size: int) -> int:
+        """Tokens of a prompt that are taken over: whole blocks, and not its last token."""
+        shared = min(int(self.prefix_hit * self.input_len), self.input_len - 1)
+        return shared - shared % block_size
 
     def num_busy_lanes(self, num_lanes: int) -> float:
         """How many of the servers work, as many as requests in flight fill."""
@@ -68,7 +78,8 @@ class Workload:
             if self.concurrency is not None
             else f"{self.rate:g} a second (Poisson)"
         )
-        return f"{self.input_len} tokens in, {self.output_len} out, {came}"
+        hit = f", {100 * self.prefix_hit:g} % of a prompt cached" if self.prefix_hit else ""
+        return f"{self.input_len} tokens in, {self.output_len} out, {came}{hit}"
 
 
 @dataclass(frozen=True, slots=True)

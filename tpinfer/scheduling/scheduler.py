@@ -178,6 +178,12 @@ class Scheduler:
         """Steps that were planned and not committed."""
         return len(self._state.in_flight)
 
+    @property
+    def oldest_step(self) -> int:
+        """Number of the oldest step that was planned and not committed; -1 with none. For any
+        thread."""
+        return next((one.plan.step_id for one in tuple(self._state.in_flight)), -1)
+
     def stats(self) -> SchedulerStats:
         """What has happened until now."""
         return replace(self._state.stats)
