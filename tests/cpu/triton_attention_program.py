@@ -79,7 +79,9 @@ def make_step(
     columns = rows.columns(
         [place + 2 for place in range(len(sizes))], starts, [span.context_len for span in spans]
     )
-    rows.place([torch.tensor(column, dtype=torch.int64) for column in columns])
+    placed = [torch.tensor(column, dtype=torch.int64) for column in columns]
+    rows.place_sequences(placed[:3])
+    rows.place_tables(*placed[3:])
     paged = rows.spans(len(sizes), max(n for n, _ in sizes), max(c for _, c in sizes))
     # As qkv lies: other columns between the tokens' queries.
     generator = torch.Generator().manual_seed(99)

@@ -215,8 +215,12 @@ def memory_flags(group: argparse._ArgumentGroup) -> None:
         help="compute every prompt whole, also what another one began with",
     )  # fmt: skip
     group.add_argument(
-        "--steps-in-flight", type=int, default=1, metavar="N",
-        help="above 1: plan the next steps while one runs (1)",
+        "--steps-in-flight", type=int, metavar="N",
+        help="above 1: plan the next steps while one runs (2 on GPUs, else 1)",
+    )  # fmt: skip
+    group.add_argument(
+        "--no-cuda-graphs", dest="cuda_graphs", action="store_false",
+        help="GPUs: launch the ops of decode steps one by one, instead of replaying recorded steps",
     )  # fmt: skip
     group.add_argument(
         "--batch-invariant", action="store_true",
@@ -311,6 +315,7 @@ def engine_config(args: argparse.Namespace, tp: int) -> EngineConfig:
         step_budget_s=_seconds("--step-budget", args.step_budget),
         prefix_caching=args.prefix_caching,
         batch_invariant=args.batch_invariant,
+        cuda_graphs=args.cuda_graphs,
         steps_in_flight=args.steps_in_flight,
         collective=args.collective,
         device=args.device,

@@ -26,6 +26,8 @@ class Group(ABC):
 
     name: str = ""
     """Backend, as choices name it."""
+    can_record = False
+    """Whether its calls may be part of a recorded device step."""
 
     def __init__(self, rank: int, size: int) -> None:
         if not 0 <= rank < size:
@@ -117,6 +119,7 @@ class SingleGroup(Group):
     """One rank alone: sums are what they were, gathers copy."""
 
     name = "single"
+    can_record = True
 
     def __init__(self) -> None:
         super().__init__(0, 1)

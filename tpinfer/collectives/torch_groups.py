@@ -28,6 +28,7 @@ class TorchGroup(GatheredGroup):
     def __init__(self, name: str, rank: int, size: int, process_group: dist.ProcessGroup) -> None:
         super().__init__(rank, size)
         self.name = name
+        self.can_record = name == "nccl"
         self._group = process_group
 
     def all_reduce(self, tensor: torch.Tensor) -> None:

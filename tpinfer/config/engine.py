@@ -56,8 +56,11 @@ class EngineConfig:
     """Predicted time of a step that prompts may fill it up to; None counts tokens alone."""
     prefix_caching: bool = True
     """Whether requests share the keys and values of what their prompts begin with."""
-    steps_in_flight: int = 1
-    """Steps on their way at once; above 1 the next ones are planned while one runs."""
+    steps_in_flight: int | None = None
+    """Steps on their way at once; above 1 the next ones are planned while one runs. None is 2 on
+    GPUs, which then never wait for the host, and 1 on CPUs."""
+    cuda_graphs: bool = True
+    """Whether decode steps on a GPU are recorded once and replayed, where they can be."""
     batch_invariant: bool = False
     """Whether a row's attention on a GPU is the same bits in every batch, which costs speed."""
     collective: CollectiveName = "auto"
@@ -91,15 +94,16 @@ class EngineConfig:
             allowed = ", ".join(COMPUTE_DTYPES)
             raise ConfigError(f"dtype={self.dtype} cannot be computed in; use one of {allowed}")
         self._require_types()
-        whole = ("tp", "block_size", "max_num_seqs", "steps_in_flight")
+        whole = ("tp", "block_size", "max_num_seqs")
         optional = ("max_model_len", "kv_bytes", "num_layers_override", "max_num_batched_tokens")
+        optional += ("steps_in_flight",)
         for name in whole + optional:
             value = getattr(self, name)
             if value is None and name in optional:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name}={value!r} must be a whole number of 1 or more")
-        if self.steps_in_flight > MAX_STEPS_IN_FLIGHT:
+        if (self.steps_in_flight or 1) > MAX_STEPS_IN_FLIGHT:
             raise ConfigError(
                 f"steps_in_flight={self.steps_in_flight} is out of range; use 1 to "
                 f"{MAX_STEPS_IN_FLIGHT}: 2 keeps a device busy, and an end is noticed that much "
@@ -143,7 +147,7 @@ class EngineConfig:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ConfigError(f"{name}={value!r} is not a number; give one such as 0.5")
-        for name in ("prefix_caching", "batch_invariant"):
+        for name in ("prefix_caching", "batch_invariant", "cuda_graphs"):
             if not isinstance(value := getattr(self, name), bool):
                 raise ConfigError(f"{name}={value!r} must be True or False")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):

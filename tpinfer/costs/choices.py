@@ -3,7 +3,7 @@
 `choose_execution` is pure: the same configuration and machine give the same choices.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from tpinfer.config.ceilings import Ceilings
@@ -97,6 +97,14 @@ def triton_attention_choice(is_used: bool, reason: str) -> Choice:
     if is_used:
         return Choice("attention", "paged kernel for decode and prompts", reason)
     return Choice("attention", "reference", f"plain torch, sequence by sequence; {reason}")
+
+
+def recorded_choice(counts: Sequence[int], reason: str) -> Choice:
+    """For which numbers of rows decode steps were recorded; for none, `reason` says why."""
+    if not counts:
+        return Choice("recorded steps", "none", f"every op is launched by itself; {reason}")
+    value = f"for up to {max(counts)} rows"
+    return Choice("recorded steps", value, f"{len(counts)} sizes from {min(counts)}; {reason}")
 
 
 def sampling_choice(is_native: bool, reason: str) -> Choice:

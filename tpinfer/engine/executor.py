@@ -14,7 +14,7 @@ import torch
 from tpinfer.config.errors import RankError
 from tpinfer.steps.interface import PROCESS_GONE, PlanReader, PlanWriter
 from tpinfer.steps.plan import Command, Message, SequenceRecord, StepPlan, decode, encode
-from tpinfer.worker.worker import StepResult, Worker
+from tpinfer.worker.worker import Finish, StepResult, Worker
 
 OUT_OF_MEMORY = 3
 """Code of a step that a rank had no memory for."""
@@ -78,6 +78,35 @@ class InlineDevice:
     def submit(self, records: Sequence[SequenceRecord], plan: StepPlan) -> Pending:
         """Returns when the step has run."""
         return Done(run_step(self._worker, records, plan))
+
+    def close(self) -> None:
+        """Nothing was opened."""
+
+
+class Issued:
+    """A step that a device was given."""
+
+    __slots__ = ("_finish",)
+
+    def __init__(self, finish: Finish) -> None:
+        self._finish = finish
+
+    def result(self) -> StepResult:
+        """Wait for its tokens."""
+        return self._finish()
+
+
+class StreamDevice:
+    """Hands steps to a GPU, which runs them one behind the other while the host plans on."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def submit(self, records: Sequence[SequenceRecord], plan: StepPlan) -> Pending:
+        """Returns when the step has been issued."""
+        for record in records:
+            self._worker.admit(record)
+        return Issued(self._worker.issue(plan))
 
     def close(self) -> None:
         """Nothing was opened."""
@@ -203,13 +232,23 @@ def follow(worker: Worker, wire: PlanReader, on_command: CommandCall, generation
 
 
 def _follow(worker: Worker, wire: PlanReader, on_command: CommandCall, generation: int) -> bool:
+    ahead: Finish | None = None  # a step that a GPU still runs while the next is issued to it
     while True:
         with worker.spans.part("plan_wait"):
             message = decode(wire.receive(None, None))
         if isinstance(message, StepPlan):
-            worker.execute(message)
+            before, ahead = ahead, worker.issue(message)
             wire.report(generation, message.step_id)
-        elif isinstance(message, SequenceRecord):
+            if before is not None:
+                before()
+            if not worker.issues_ahead:
+                ahead()  # it has run
+                ahead = None
+            continue
+        if ahead is not None and not isinstance(message, SequenceRecord):
+            ahead()
+            ahead = None
+        if isinstance(message, SequenceRecord):
             worker.admit(message)
         elif message.name == "close":
             wire.close()

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 
 from tpinfer.config.engine import EngineConfig, RecordingRequest
 from tpinfer.config.errors import ConfigError, RankError
-from tpinfer.engine.executor import Executor, InlineDevice, ThreadDevice, follow
+from tpinfer.engine.executor import (
+    Device,
+    Executor,
+    InlineDevice,
+    StreamDevice,
+    ThreadDevice,
+    follow,
+)
 from tpinfer.engine.live import LiveOutput, LiveRequest
 from tpinfer.engine.metrics import Metrics
 from tpinfer.engine.rebuilds import Rebuilds, call_off, silent_ranks
@@ -35,6 +42,7 @@ from tpinfer.steps.wire import open_plan_reader, open_plan_writer
 from tpinfer.text.stop_strings import StopStrings
 from tpinfer.worker.assemble import Assembly, assemble
 from tpinfer.worker.capture import Capture
+from tpinfer.worker.worker import Worker
 
 if TYPE_CHECKING:
     from tpinfer.text.tokenizer import Tokenizer
@@ -44,6 +52,13 @@ NOT_NUMBERS = (
     "the model's logits are not numbers (NaN): its weights hold NaN or infinite values, or they "
     "overflow the compute dtype; check the checkpoint, or try --dtype float32"
 )
+
+
+def _device(worker: Worker, depth: int) -> Device:
+    """What runs rank 0's part with `depth` steps on their way."""
+    if worker.issues_ahead:
+        return StreamDevice(worker)
+    return InlineDevice(worker) if depth == 1 else ThreadDevice(worker)
 
 
 class Engine:
@@ -71,17 +86,19 @@ class Engine:
         self._begin()
 
     def _make_executor(self) -> Executor:
-        depth, wire = self._assembly.config.steps_in_flight, self._wire
-        device = InlineDevice(self._worker) if depth == 1 else ThreadDevice(self._worker)
-        writer = wire if isinstance(wire, PlanWriter) else None
-        return Executor(self._worker, device, writer)
+        writer = self._wire if isinstance(self._wire, PlanWriter) else None
+        return Executor(self._worker, _device(self._worker, self._depth), writer)
+
+    @property
+    def _depth(self) -> int:
+        return self._assembly.config.steps_in_flight or 1
 
     def _begin(self) -> None:
         """What each generation has anew."""
         config, worker = self._assembly.config, self._worker
-        depth = config.steps_in_flight
-        self._loop = StepLoop(self._scheduler, self._executor, worker.spans, depth)
-        self._capture = Capture(worker, all_threads=depth > 1)
+        self._loop = StepLoop(self._scheduler, self._executor, worker.spans, self._depth)
+        has_thread = self._depth > 1 and not worker.issues_ahead
+        self._capture = Capture(worker, all_threads=has_thread)
         self._watch: StepWatch | None = None
         if isinstance(self._wire, PlanWriter):
             first_s = max(config.step_timeout_s, config.wait_timeout_s)

@@ -33,6 +33,9 @@ class KVLayout:
     """Ranks that share a KV head without copies."""
     place: int = 0
     """This rank's index among them."""
+    has_spare: bool = False
+    """Whether there is a spare slot also where this rank holds all blocks: padded rows of recorded
+    steps write there."""
 
     @property
     def num_local_blocks(self) -> int:
@@ -41,8 +44,9 @@ class KVLayout:
 
     @property
     def num_slots(self) -> int:
-        """Slots of a rank: those of its blocks, and a spare one where other ranks hold some."""
-        return self.num_local_blocks * self.block_size + (self.group_size > 1)
+        """Slots of a rank: those of its blocks, and a spare one where it is needed."""
+        needs_spare = self.has_spare or self.group_size > 1
+        return self.num_local_blocks * self.block_size + needs_spare
 
     @property
     def spare_slot(self) -> int:

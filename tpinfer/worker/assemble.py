@@ -20,6 +20,7 @@ from tpinfer.costs.choices import (
     Choice,
     ExecutionChoices,
     kv_layout_choice,
+    recorded_choice,
 )
 from tpinfer.costs.collective_sizes import collective_curves
 from tpinfer.costs.decoder_ops import SHARED_KV_OPS
@@ -37,8 +38,10 @@ from tpinfer.sharding.kv_layout import KVLayout
 from tpinfer.sharding.parameters import ParameterSpec, decoder_parameters
 from tpinfer.sharding.partition import Partition, partition_model
 from tpinfer.worker.decisions import decide, make_ledger
+from tpinfer.worker.graphs import CudaRecorder
 from tpinfer.worker.kernels import Kernels, choose_kernels
 from tpinfer.worker.kv_cache import RankCache, capacity_choice, open_cache, size_cache
+from tpinfer.worker.record import record_steps
 from tpinfer.worker.rows import RotaryTable, RowLimits, RowStore
 from tpinfer.worker.worker import Worker, WorkerParts
 
@@ -198,10 +201,16 @@ def _load_and_size(
             shared_kv=_shared_kv(partition, kernels, kv_group),
         )
     )
-    is_paged = kernels.attention.reads_paged
-    rows = _row_store(spec, choices, limits, cache.kv.layout, device, is_paged)
+    rows = _row_store(spec, config, choices, limits, cache.kv.layout, device, kernels)
     sites = _collective_sites(ledger, group, kv_group)
-    worker = Worker(WorkerParts(program, rows, cache.kv, cache.host, group, device, sites))
+    depth = config.steps_in_flight or 1
+    worker = Worker(
+        WorkerParts(
+            program, rows, cache.kv, cache.host, group, device, sites, limits.max_num_seqs, depth
+        )
+    )
+    if device.type == "cuda":
+        choices = choices.with_choice(_record(config, worker, groups, kernels, limits, progress))
     return Assembly(
         config,
         seat,
@@ -218,13 +227,31 @@ def _load_and_size(
     )
 
 
+def _record(
+    config: EngineConfig,
+    worker: Worker,
+    groups: Sequence[Group],
+    kernels: Kernels,
+    limits: SchedulerLimits,
+    progress: Progress,
+) -> Choice:
+    """Decode steps are recorded where a GPU can, and asked to."""
+    if not config.cuda_graphs:
+        return recorded_choice((), "asked for")
+    if not kernels.attention.reads_paged:
+        return recorded_choice((), "attention in plain torch walks sequences on the host")
+    recorder = CudaRecorder(worker.device)
+    return record_steps(worker, groups, limits.max_num_seqs, recorder, progress)
+
+
 def _row_store(
     spec: ModelSpec,
+    config: EngineConfig,
     choices: ExecutionChoices,
     limits: SchedulerLimits,
     layout: KVLayout,
     device: torch.device,
-    is_paged: bool,
+    kernels: Kernels,
 ) -> RowStore:
     num_positions = limits.max_model_len
     if limits.window is None:  # no sequence outgrows the cache but by its last token
@@ -239,7 +266,8 @@ def _row_store(
         layout=layout,
         window=spec.sliding_window,
         all_layers_slide=limits.window is not None,
-        is_paged=is_paged,
+        is_paged=kernels.attention.reads_paged,
+        steps_in_flight=config.steps_in_flight or 1,
     )
     return RowStore(held, rotary, device)
 

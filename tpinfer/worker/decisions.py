@@ -34,6 +34,12 @@ def decide(
     if topology is not None and topology.placement and topology.placement.by_rates:
         choices = choices.with_choice(_shares_choice(topology))
     config, choices = _with_chunk(config, spec, partition, topology, choices)
+    if config.steps_in_flight is None:
+        is_gpu = choices.device_type == "cuda"
+        config = replace(config, steps_in_flight=2 if is_gpu else 1)
+        if is_gpu:
+            why = "the device runs one while the host plans the next"
+            choices = choices.with_choice(Choice("steps in flight", "2", why))
     return config, choices, binding.cores if binding else None
 
 

@@ -65,7 +65,11 @@ def open_cache(
     if has_scales(dtype):
         _require(dtype, device)
     layout = KVLayout(
-        memory.block_size, memory.num_blocks, partition.kv_group_size, partition.kv_place(rank)
+        memory.block_size,
+        memory.num_blocks,
+        partition.kv_group_size,
+        partition.kv_place(rank),
+        has_spare=device.type == "cuda",
     )
     heads = partition.num_kv_heads(rank)
     kv = PagedKV(spec.num_layers, heads, spec.head_dim, layout, dtype, device)

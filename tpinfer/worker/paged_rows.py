@@ -47,19 +47,21 @@ class PagedRows:
     def columns(
         self, rows: Sequence[int], first_tokens: Sequence[int], context_lens: Sequence[int]
     ) -> tuple[list[int], ...]:
-        """What has to reach `place`, the new blocks since the last call among it. first_tokens has
-        one more than the others."""
+        """What has to reach the device, the new blocks since the last call among it. first_tokens
+        has one more than the others."""
         found = list(rows), list(first_tokens), list(context_lens), self._addresses, self._blocks
         self._addresses, self._blocks = [], []
         return found
 
-    def place(self, columns: Sequence[torch.Tensor]) -> None:
-        """Take what `columns` gave, int64 on the device."""
-        for target, column in zip(self._columns, columns[:3], strict=True):
-            target[: column.shape[0]].copy_(column)
-        addresses, blocks = columns[3:]
+    def place_tables(self, addresses: torch.Tensor, blocks: torch.Tensor) -> None:
+        """Take the new blocks that `columns` gave, int64 on the device."""
         if addresses.shape[0]:
             self._tables_RB.view(-1).index_copy_(0, addresses, blocks.to(torch.int32))
+
+    def place_sequences(self, columns: Sequence[torch.Tensor]) -> None:
+        """Take the step's rows, first tokens and context lengths, int64 on the device."""
+        for target, column in zip(self._columns, columns, strict=True):
+            target[: column.shape[0]].copy_(column)
 
     def spans(self, num_sequences: int, max_query_len: int, max_context_len: int) -> PagedSpans:
         """The first `num_sequences` of what was placed last."""

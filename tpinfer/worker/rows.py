@@ -23,6 +23,7 @@ from tpinfer.steps.sampling_record import (
     sums_masses,
 )
 from tpinfer.worker.paged_rows import NUM_COLUMNS, PagedRows
+from tpinfer.worker.staging import Staging
 from tpinfer.worker.token_buffer import TokenBuffer
 
 
@@ -59,6 +60,19 @@ class RowLimits:
     all_layers_slide: bool
     is_paged: bool = False
     """Whether attention reads block tables on the device."""
+    steps_in_flight: int = 1
+    """Steps that may be issued to a device before the first of them has run."""
+
+
+@dataclass(slots=True)
+class _Gathered:
+    """A step's columns and sequences on the host."""
+
+    columns: tuple[list[int], ...] = field(default_factory=lambda: ([], [], [], [], []))
+    """Token addresses, positions, slots, logit rows, and where drawn tokens go."""
+    spans: list[SequenceSpan] = field(default_factory=list)
+    sampling: list[SamplingRow] = field(default_factory=list)
+    prompt_rows: list[PromptRow] = field(default_factory=list)
 
 
 class RowStore:
@@ -68,7 +82,7 @@ class RowStore:
         self.rows: dict[int, Row] = {}
         self._limits = limits
         self._rotary = rotary
-        self._device = device
+        self.device = device
         self._tokens = TokenBuffer(limits.max_num_rows, limits.max_len, device)
         self._paged: PagedRows | None = None
         if limits.is_paged:
@@ -77,10 +91,8 @@ class RowStore:
         # where sampled tokens go; then those of the paged rows.
         count = 5 + NUM_COLUMNS * limits.is_paged
         shape = count, max(limits.max_num_tokens, limits.max_num_rows) + 1
-        is_cuda = device.type == "cuda"
-        self._staged = torch.empty(shape, dtype=torch.int64, pin_memory=is_cuda)
-        self._staged_array = self._staged.numpy()  # filled faster than a tensor is
-        self._columns = self._staged.to(device) if is_cuda else self._staged
+        self._staging = Staging(shape, device, limits.steps_in_flight + 1)
+        self._columns = self._staging.columns
 
     def admit(self, record: SequenceRecord) -> None:
         """Open a row for a sequence, new or come back after a preemption."""
@@ -119,6 +131,67 @@ class RowStore:
 
     def build(self, plan: StepPlan) -> StepInputs:
         """The tensors of `plan`'s step; rows move on by its tokens."""
+        self._take_blocks(plan)
+        made = self._gather(plan)
+        columns = self._transfer(made.columns, self._sequences(plan.rows, made))
+        paged = self._placed(columns[5:], made.spans)
+        inputs = self._inputs(columns[:5], StepSpans(made.spans, paged), made.sampling)
+        return replace(inputs, prompt_rows=made.prompt_rows) if made.prompt_rows else inputs
+
+    def can_record(self, plan: StepPlan) -> bool:
+        """Whether a recorded step can run `plan`: every row feeds one token and draws the next, and
+        nobody asks about prompts."""
+        return all(
+            count == 1
+            and num_samples == 1
+            and not _num_prompt_targets(
+                row := self.rows[number], row.num_computed, row.num_computed + 1
+            )
+            for number, count, num_samples in plan.parts()
+        )
+
+    def stage(self, plan: StepPlan | None, num_rows: int) -> list[SamplingRow]:
+        """Have the columns of `plan`'s step, which `can_record`, where a step recorded for
+        `num_rows` rows reads them; rows move on by their tokens. Rows that the plan has not are
+        padding, all of them where there is no plan: they attend to nothing and leave nothing. How
+        the plan's rows draw is returned."""
+        assert self._paged is not None, "recorded steps find their keys by block tables"
+        if plan is not None:
+            self._take_blocks(plan)
+        made = self._gather(plan) if plan is not None else _Gathered()
+        count = num_rows - len(made.spans)
+        spare = self._tokens.spare_address
+        fillers = spare, 0, self._limits.layout.spare_slot, None, spare
+        for column, filler in zip(made.columns, fillers, strict=True):
+            start = len(column)
+            column += range(start, num_rows) if filler is None else [filler] * count
+        rows = (*(plan.rows if plan is not None else ()), *[0] * count)
+        context_lens = [span.context_len for span in made.spans] + [0] * count
+        sequences = self._paged.columns(rows, range(num_rows + 1), context_lens)
+        columns = self._transfer(made.columns, sequences)
+        self._paged.place_tables(*columns[8:])
+        return made.sampling
+
+    def drawing_inputs(self, sampling: list[SamplingRow]) -> StepInputs:
+        """For the ops behind the logits alone, of the rows that `stage` was given last."""
+        addresses, positions, slots, logit_rows, drawn = self._columns[:5, : len(sampling)]
+        none = self._rotary.cos[:0]
+        return StepInputs(
+            addresses, positions, slots, none, none, StepSpans(()), logit_rows, drawn, sampling,
+            all_greedy=False,
+        )  # fmt: skip
+
+    def recorded_inputs(self, num_rows: int) -> StepInputs:
+        """The inputs of what was staged for `num_rows` rows, by ops that are recorded with the
+        step: they find the next step's columns where they found these."""
+        assert self._paged is not None, "recorded steps find their keys by block tables"
+        columns = [self._columns[place, :num_rows] for place in range(5)]
+        sequences = [self._columns[5 + i, : num_rows + (i == 1)] for i in range(3)]
+        self._paged.place_sequences(sequences)
+        paged = self._paged.spans(num_rows, 1, self._limits.max_len)
+        return self._inputs(columns, StepSpans((), paged), [])
+
+    def _take_blocks(self, plan: StepPlan) -> None:
         for number, count in plan.dropped_blocks:
             self.rows[number].table.drop(count)
         for number, *blocks in plan.new_blocks:
@@ -126,22 +199,19 @@ class RowStore:
             if self._paged is not None:
                 self._paged.append(number, table.num_dropped + len(table.blocks), blocks)
             table.append(blocks)
-        addresses: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        logit_rows: list[int] = []
-        drawn: list[int] = []
-        spans: list[SequenceSpan] = []
-        sampling: list[SamplingRow] = []
-        prompt_rows: list[PromptRow] = []
+
+    def _gather(self, plan: StepPlan) -> "_Gathered":
+        made = _Gathered()
+        addresses, positions, slots, logit_rows, drawn = made.columns
         for number, num_tokens, num_samples in plan.parts():
             row = self.rows[number]
             start, stop = row.num_computed, row.num_computed + num_tokens
             if num_targets := _num_prompt_targets(row, start, stop):
                 targets = self._tokens.row(number, start + 1 + num_targets)[start + 1 :]
                 num_top = row.record.sampling.num_prompt_logprobs
-                prompt_rows.append(PromptRow(number, start + 1, len(addresses), targets, num_top))
-            spans.append(self._span(row, len(addresses), start, stop))
+                told = PromptRow(number, start + 1, len(addresses), targets, num_top)
+                made.prompt_rows.append(told)
+            made.spans.append(self._span(row, len(addresses), start, stop))
             first = self._tokens.address(number, start)
             addresses += range(first, first + num_tokens)
             positions += range(start, stop)
@@ -149,48 +219,35 @@ class RowStore:
             if num_samples:
                 logit_rows.append(len(addresses) - 1)
                 drawn.append(first + num_tokens)
-                sampling.append(self._sampling(row, number, stop))
+                made.sampling.append(self._sampling(row, number, stop))
             row.num_computed = stop
-        columns = self._transfer((addresses, positions, slots, logit_rows, drawn), plan, spans)
-        paged = self._placed(columns[5:], spans)
-        inputs = self._inputs(columns[:5], StepSpans(spans, paged), sampling)
-        return replace(inputs, prompt_rows=prompt_rows) if prompt_rows else inputs
+        return made
 
     def keep_tokens(self, inputs: StepInputs, tokens: torch.Tensor) -> None:
         """Put int64 [R] sampled tokens behind the rows they were drawn for."""
         # A row that ends here may have a place in the next step already: it feeds some token.
         self._tokens.write(inputs.drawn, tokens.clamp(min=0))
 
+    def _sequences(self, rows: Sequence[int], made: "_Gathered") -> tuple[list[int], ...]:
+        if self._paged is None:
+            return ()
+        first_tokens = [*(span.first_token for span in made.spans), len(made.columns[0])]
+        context_lens = [span.context_len for span in made.spans]
+        return self._paged.columns(rows, first_tokens, context_lens)
+
     def _transfer(
-        self, columns: tuple[list[int], ...], plan: StepPlan, spans: Sequence[SequenceSpan]
+        self, columns: Sequence[list[int]], sequences: Sequence[list[int]]
     ) -> list[torch.Tensor]:
-        """The step's columns on the device, int64 each, those of the paged rows behind the five."""
-        if self._paged is not None:
-            first_tokens = [*(span.first_token for span in spans), len(columns[0])]
-            context_lens = [span.context_len for span in spans]
-            columns += self._paged.columns(plan.rows, first_tokens, context_lens)
-        filled, room = self._staged_array, self._staged.shape[1]
-        # More new blocks than a step has tokens: prompts that were found in the cache.
-        long = {i for i, column in enumerate(columns) if len(column) > room}
-        width = max(len(column) for i, column in enumerate(columns) if i not in long)
-        for place, column in enumerate(columns):
-            if place not in long:
-                filled[place, : len(column)] = column
-        if self._columns is not self._staged:
-            self._columns[:, :width].copy_(self._staged[:, :width], non_blocking=True)
-        return [
-            torch.tensor(column, dtype=torch.int64, device=self._device)
-            if place in long
-            else self._columns[place, : len(column)]
-            for place, column in enumerate(columns)
-        ]
+        """The step's columns on the device, int64 each."""
+        return self._staging.transfer((*columns, *sequences))
 
     def _placed(
         self, columns: list[torch.Tensor], spans: Sequence[SequenceSpan]
     ) -> PagedSpans | None:
         if self._paged is None:
             return None
-        self._paged.place(columns)
+        self._paged.place_sequences(columns[:3])
+        self._paged.place_tables(*columns[3:])
         return self._paged.spans(
             len(spans),
             max((span.num_tokens for span in spans), default=0),

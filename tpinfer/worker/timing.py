@@ -1,15 +1,13 @@
 """When each op of a step ran, on the host's monotonic clock in ns, without a profiler.
 
-CPU ranks read the clock after every op. GPU ranks record an event after every op and read them
-once the step's tokens are on the host: the step needs that wait anyway. `time.perf_counter_ns`
-is CLOCK_MONOTONIC on Linux, which all ranks of a host share.
+CPU ranks read the clock after every op. GPU ranks record an event after every op (`device_run`) and
+read them once the step's tokens are on the host: the step needs that wait anyway.
+`time.perf_counter_ns` is CLOCK_MONOTONIC on Linux, which all ranks of a host share.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter_ns
-
-import torch
 
 from tpinfer.collectives.group import Group
 from tpinfer.layers.step_inputs import Activations, Op, OpCall, StepInputs
@@ -100,35 +98,6 @@ class WaitStamps:
             stamps.append(group.last_wait_ns or 0)
 
         return run
-
-
-class DeviceRun:
-    """One step on a GPU: issue it, read its tokens, then resolve its times."""
-
-    def __init__(self, num_ops: int) -> None:
-        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(num_ops + 1)]
-        self._issued_ns: list[int] = []
-        self._start_ns = 0
-
-    def issue(self, program: Sequence[Op], acts: Activations, step: StepInputs) -> None:
-        """Launch every op with an event behind it. The device is idle at the start: the plain
-        loop reads each step's tokens before it plans the next."""
-        self._issued_ns.clear()
-        self._events[0].record()
-        self._start_ns = perf_counter_ns()
-        try:
-            for op, event in zip(program, self._events[1:], strict=True):
-                self._issued_ns.append(perf_counter_ns())
-                op.call(acts, step)
-                event.record()
-        except Exception as error:
-            raise OpFailure(len(self._issued_ns) - 1) from error
-
-    def resolve(self) -> OpTimes:
-        """Op times after the step's tokens were read, which is when all events have passed."""
-        first = self._events[0]
-        elapsed_ns = [int(first.elapsed_time(event) * 1e6) for event in self._events[1:]]
-        return place_on_host_clock(self._start_ns, self._issued_ns, elapsed_ns)
 
 
 def place_on_host_clock(

@@ -15,8 +15,11 @@ class TokenBuffer:
 
     def __init__(self, num_rows: int, max_len: int, device: torch.device) -> None:
         self._max_len = max_len
-        self._tokens_RL = torch.empty(num_rows, max_len, dtype=torch.int64, device=device)
-        self._flat = self._tokens_RL.view(-1)
+        self._flat = torch.empty(num_rows * max_len + 1, dtype=torch.int64, device=device)
+        self._tokens_RL = self._flat[:-1].view(num_rows, max_len)
+        self._flat[-1] = 0
+        self.spare_address = num_rows * max_len
+        """Of a token that no sequence holds: padded rows read it and write theirs there."""
 
     def fill(self, row: int, token_ids: Sequence[int]) -> None:
         """The first tokens of a new sequence."""

@@ -19,19 +19,18 @@ from tpinfer.costs.step_record import Measurements, StepRecord
 from tpinfer.layers.step_inputs import Activations, Op, StepInputs
 from tpinfer.steps.logprobs import TokenLogprobs
 from tpinfer.steps.plan import SequenceRecord, StepPlan
+from tpinfer.steps.sampling_record import is_plain_greedy
 from tpinfer.worker.annotations import Annotate, annotated, step_name
+from tpinfer.worker.device_run import DeviceClock, DeviceRun
+from tpinfer.worker.graphs import RecordedStep, RecordedSteps
+from tpinfer.worker.host_run import HostRun
 from tpinfer.worker.host_spans import HostSpans
 from tpinfer.worker.rows import RowStore
 from tpinfer.worker.step_log import StepLog
-from tpinfer.worker.timing import (
-    DeviceRun,
-    OpFailure,
-    OpTimes,
-    WaitStamps,
-    run_annotated,
-    run_timed,
-)
+from tpinfer.worker.timing import OpFailure, OpTimes, WaitStamps
 
+Finish = Callable[[], "StepResult"]
+"""Waits for a step that was issued."""
 TellFailure = Callable[[int, str], None]
 """(step id, what happened): tells rank 0 that this rank could not do a step but lives on."""
 
@@ -63,6 +62,9 @@ class WorkerParts:
     device: torch.device
     collective_sites: Mapping[str, Group] = field(default_factory=dict)
     """Ids of the ops in which ranks wait for each other, and the group of those ranks."""
+    max_num_rows: int = 1
+    steps_in_flight: int = 1
+    """Steps that may be issued before the first of them has run."""
 
 
 class Worker:
@@ -86,7 +88,15 @@ class Worker:
         self._recorded_from_ns = 0
         self._annotate: Annotate | None = None
         self._annotated_program: Sequence[Op] = ()  # for devices, where ops are only issued
-        self._device_run = DeviceRun(len(parts.program)) if parts.device.type == "cuda" else None
+        self._recorded: RecordedSteps | None = None
+        self._num_issued = self._ended_ns = 0
+        num_runs = parts.steps_in_flight + 1
+        self._runs: list[HostRun] | list[DeviceRun] = [HostRun() for _ in range(num_runs)]
+        self.issues_ahead = parts.device.type == "cuda"
+        """Whether `issue` returns before the step has run."""
+        if self.issues_ahead:
+            clock, count = DeviceClock(), len(parts.program)
+            self._runs = [DeviceRun(count, parts.max_num_rows, clock) for _ in range(num_runs)]
 
     def admit(self, record: SequenceRecord) -> None:
         """Open a row for a sequence."""
@@ -97,52 +107,100 @@ class Worker:
         self._annotate = self.spans.annotate = annotate
         self._annotated_program = annotated(self.program, annotate) if annotate else ()
 
-    @torch.inference_mode()
+    def use_recorded(self, steps: RecordedSteps) -> None:
+        """Replay these where they can run a step."""
+        self._recorded = steps
+
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step."""
+        return self.issue(plan)()
+
+    @torch.inference_mode()
+    def issue(self, plan: StepPlan) -> Finish:
+        """Start one step; what is returned waits for its result. On a CPU the step has run by then,
+        on a GPU later ones may be issued meanwhile, and are finished in order."""
         began = perf_counter_ns()
         self.rows.release(plan.released_rows)
         aggregates = self.rows.aggregates(plan)
         if self._annotate is None:
-            return self._run(plan, aggregates, began)
+            return self._issue(plan, aggregates, began)
         with self._annotate(step_name(plan.step_id, _phase(plan), aggregates)):
-            return self._run(plan, aggregates, began)
+            return self._issue(plan, aggregates, began)
 
-    def _run(self, plan: StepPlan, aggregates: StepAggregates, began: int) -> StepResult:
+    def _issue(self, plan: StepPlan, aggregates: StepAggregates, began: int) -> Finish:
+        recorded = self._recorded.find(plan) if self._recorded is not None else None
+        if recorded is not None:
+            return self._replay(plan, aggregates, began, recorded)
         with self.spans.named("prepare"):
             self._move_blocks(plan)
             inputs = self.rows.build(plan)
-        acts = Activations()
+        acts, run = Activations(), self._next_run()
         try:
-            times, tokens = self._run_ops(acts, inputs)
+            run.issue(self._named_program, acts, inputs, self._annotate)
+        except OpFailure as failure:
+            result = self._sit_out(plan, inputs, failure)
+            return lambda: result
+        self.rows.keep_tokens(inputs, acts.tokens)
+        run.fetch(acts.tokens)
+
+        def finish() -> StepResult:
+            tokens = run.tokens(acts.tokens.shape[0])
+            self._keep_record(plan, aggregates, run, began)
             prompts = zip(inputs.prompt_rows, acts.prompt_logprobs, strict=True)
             told = [(row.row, row.position, logprobs) for row, logprobs in prompts]
-        except OpFailure as failure:
-            return self._sit_out(plan, inputs, failure)
-        self.spans.add("prepare", began, times.start_ns)
-        record = _record(plan, aggregates, times, perf_counter_ns(), began)
+            return StepResult(tokens, acts.logprobs, told)
+
+        return finish
+
+    def _replay(
+        self, plan: StepPlan, aggregates: StepAggregates, began: int, recorded: RecordedStep
+    ) -> Finish:
+        with self.spans.named("prepare"):
+            self._move_blocks(plan)
+            sampling = self.rows.stage(plan, recorded.num_rows)
+        count, acts, run = len(sampling), Activations(), self._next_run()
+        acts.logprobs = []
+        if all(is_plain_greedy(row.record) for row in sampling):
+            run.replay(recorded)
+            run.fetch(recorded.tokens)
+        else:
+            inputs = self.rows.drawing_inputs(sampling)
+            acts.logits = recorded.logits[:count]
+            run.replay_model(recorded, self._named_program, acts, inputs)
+            self.rows.keep_tokens(inputs, acts.tokens)
+            run.fetch(acts.tokens)
+
+        def finish() -> StepResult:
+            tokens = run.tokens(count)
+            self._keep_record(plan, aggregates, run, began)
+            return StepResult(tokens, acts.logprobs)
+
+        return finish
+
+    @property
+    def _named_program(self) -> Sequence[Op]:
+        """What a run goes through; on a device the ops' names are in it."""
+        is_named = self.issues_ahead and self._annotate is not None
+        return self._annotated_program if is_named else self.program
+
+    def _next_run(self) -> HostRun | DeviceRun:
+        self._num_issued += 1
+        return self._runs[self._num_issued % len(self._runs)]
+
+    def _keep_record(
+        self, plan: StepPlan, aggregates: StepAggregates, run: HostRun | DeviceRun, began: int
+    ) -> None:
+        times = run.resolve()
+        # On a device a step may be prepared while the one before it runs: steps do not overlap.
+        start_ns, self._ended_ns = max(began, self._ended_ns), run.end_ns
+        self.spans.add("prepare", began, max(began, times.start_ns))
+        record = _record(plan, aggregates, times, run.end_ns, start_ns)
         if self._stamps is not None:
             record = replace(record, waits_ns=self._stamps.take())
         kept_from_ns = self._log.add(record)
         if kept_from_ns is not None:
             self._recorded_from_ns = kept_from_ns
             self.spans.forget_before(kept_from_ns)
-        return StepResult(tokens, acts.logprobs, told)
-
-    def _run_ops(self, acts: Activations, inputs: StepInputs) -> tuple[OpTimes, list[int]]:
-        """Times of the ops and the sampled tokens."""
-        if self._device_run is not None:
-            program = self.program if self._annotate is None else self._annotated_program
-            self._device_run.issue(program, acts, inputs)
-            self.rows.keep_tokens(inputs, acts.tokens)
-            tokens = acts.tokens.tolist()
-            return self._device_run.resolve(), tokens
-        if self._annotate is None:
-            times = run_timed(self.program, acts, inputs)
-        else:
-            times = run_annotated(self.program, acts, inputs, self._annotate)
-        self.rows.keep_tokens(inputs, acts.tokens)
-        return times, acts.tokens.tolist()
 
     def _move_blocks(self, plan: StepPlan) -> None:
         """In the order that `StepPlan` promises."""
@@ -178,7 +236,7 @@ class Worker:
         # The next step may be on its way and feed what this one should have drawn: any token will
         # do, but what lies there now may be none.
         self.rows.keep_tokens(inputs, torch.zeros_like(inputs.drawn))
-        if self._device_run is not None:  # the next step fills the columns that this one reads
+        if self.issues_ahead:  # the next step fills the columns that this one reads
             torch.cuda.synchronize(self.device)
         return StepResult(
             [], failure=f"{text}: {str(cause).splitlines()[0] if str(cause) else 'no room'}"
