@@ -115,7 +115,8 @@ def one_rope(
     step: Any = SimpleNamespace(cos=angles.cos().to(dtype), sin=angles.sin().to(dtype), slots=slots)
     weights = None
     if has_norm:
-        weights = torch.rand(dim, generator=draw).to(dtype), torch.rand(dim).to(dtype)
+        drawn = torch.rand(2, dim, generator=draw).to(dtype)
+        weights = drawn[0], drawn[1]
     both: list[tuple[torch.Tensor, LayerKV]] = []
     for ops in (PLAIN, FUSED):
         cache = PagedKV(1, kv_heads, dim, KVLayout(16, 4), kind, CPU)
