@@ -1,5 +1,5 @@
 """Cases of `test_triton_attention`, one per process: python -m tests.cpu.triton_attention_program
-CASE."""
+CASE [DEVICE]. On a GPU the compiler runs them, else Triton's interpreter."""
 
 import sys
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from tests.cpu.triton_interpreter import interpret
 
-CASE = sys.argv[1]
-if CASE != "compiled":
+CASE, PLACE = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "cpu"
+if CASE != "compiled" and PLACE == "cpu":
     interpret()
 
 import torch  # noqa: E402
@@ -24,7 +24,7 @@ from tpinfer.numerics.torch_dtypes import to_torch  # noqa: E402
 from tpinfer.sharding.kv_layout import KVLayout  # noqa: E402
 from tpinfer.worker.paged_rows import PagedRows  # noqa: E402
 
-CPU = torch.device("cpu")
+DEVICE = torch.device(PLACE)
 BLOCK, NUM_BLOCKS, LONGEST = 16, 90, 700
 WHOLE = HeadLayout(8, 2, 4, 0)
 TOLERANCE = {DType.FLOAT32: 2e-5, DType.BFLOAT16: 2e-2, DType.FLOAT16: 3e-3}
@@ -49,12 +49,12 @@ def make_step(
     torch.manual_seed(sum(map(sum, sizes)))
     layout = layout or KVLayout(BLOCK, NUM_BLOCKS)
     group = layout.group_size
-    kv = PagedKV(1, heads.num_kv_heads, head_dim, layout, kv_dtype or dtype, CPU)
+    kv = PagedKV(1, heads.num_kv_heads, head_dim, layout, kv_dtype or dtype, DEVICE)
     for tensor in kv.tensors():
         tensor.zero_()
     cache, compute = kv.layer(0), to_torch(dtype)
     free = torch.randperm(NUM_BLOCKS // group).tolist()
-    rows = PagedRows(len(sizes) + 3, LONGEST, layout, CPU)
+    rows = PagedRows(len(sizes) + 3, LONGEST, layout, DEVICE)
     spans: list[SequenceSpan] = []
     first = 0
     for place, (num_tokens, context) in enumerate(sizes):
@@ -65,8 +65,8 @@ def make_step(
         # The same keys on every rank that shares them: each writes those of its blocks.
         generator = torch.Generator().manual_seed(place)
         fresh = torch.randn(context, 2, heads.num_kv_heads, head_dim, generator=generator)
-        slots = torch.tensor(table.slots(0, context, layout), dtype=torch.int64)
-        cache.write(slots, fresh.to(compute))
+        slots = torch.tensor(table.slots(0, context, layout), device=DEVICE)
+        cache.write(slots.long(), fresh.to(DEVICE, compute))
         low = max(0, context - num_tokens - (window or 0) + 1)
         spans.append(
             SequenceSpan(
@@ -79,13 +79,15 @@ def make_step(
     columns = rows.columns(
         [place + 2 for place in range(len(sizes))], starts, [span.context_len for span in spans]
     )
-    placed = [torch.tensor(column, dtype=torch.int64) for column in columns]
+    placed = [torch.tensor(column, dtype=torch.int64, device=DEVICE) for column in columns]
     rows.place_sequences(placed[:3])
     rows.place_tables(*placed[3:])
     paged = rows.spans(len(sizes), max(n for n, _ in sizes), max(c for _, c in sizes))
     # As qkv lies: other columns between the tokens' queries.
     generator = torch.Generator().manual_seed(99)
-    wide = torch.randn(first, (heads.num_heads + 2) * head_dim, generator=generator).to(compute)
+    wide = torch.randn(first, (heads.num_heads + 2) * head_dim, generator=generator).to(
+        DEVICE, compute
+    )
     query = wide[:, : heads.num_heads * head_dim].unflatten(1, (heads.num_heads, head_dim))
     return Step(query, cache, StepSpans(spans, paged), layout)
 
@@ -95,7 +97,7 @@ def agree(
 ) -> torch.Tensor:
     """The kernel's output, having been compared with plain torch."""
     head_dim = step.cache.head_dim
-    backend = TritonAttention(step.layout, CPU, **options)
+    backend = TritonAttention(step.layout, DEVICE, **options)
     found = backend.bind_attention(heads, head_dim, window)(step.query, step.cache, step.spans)
     plain = ReferenceAttention().bind_attention(heads, head_dim, window)
     exact = plain(step.query.float(), step.cache, step.spans)
@@ -118,11 +120,11 @@ def decode() -> None:
         assert paged is not None
         alone = replace(
             paged, rows_S=paged.rows_S[place : place + 1],
-            first_tokens_S1=torch.tensor([0, 1], dtype=torch.int32),
+            first_tokens_S1=torch.tensor([0, 1], dtype=torch.int32, device=DEVICE),
             context_lens_S=paged.context_lens_S[place : place + 1], num_sequences=1,
             max_context_len=span.context_len,
         )  # fmt: skip
-        backend = TritonAttention(several.layout, CPU, batch_invariant=True)
+        backend = TritonAttention(several.layout, DEVICE, batch_invariant=True)
         query = several.query[place : place + 1]
         one = backend.bind_attention(WHOLE, 64, None)(query, several.cache, StepSpans((), alone))
         assert torch.equal(one, whole[place : place + 1]), "its company changed its bits"
@@ -168,7 +170,7 @@ def parts() -> None:
             layout = KVLayout(BLOCK, NUM_BLOCKS, size, place)
             step = make_step(sizes, heads, layout=layout)
             for backend, results in (
-                (TritonAttention(layout, CPU), found), (ReferenceAttention(), reference)
+                (TritonAttention(layout, DEVICE), found), (ReferenceAttention(), reference)
             ):  # fmt: skip
                 call = backend.bind_partial_attention(heads, 64, None)
                 out, lse = call(step.query, step.cache, step.spans)
@@ -189,12 +191,12 @@ def padding() -> None:
     alone = agree(step, WHOLE, None, 2e-5)
     padded = replace(
         paged, num_sequences=4,
-        rows_S=torch.tensor([2, 3, 0, 0], dtype=torch.int32),
-        first_tokens_S1=torch.tensor([0, 1, 2, 3, 4], dtype=torch.int32),
-        context_lens_S=torch.tensor([40, 9, 0, 0], dtype=torch.int32),
+        rows_S=torch.tensor([2, 3, 0, 0], dtype=torch.int32, device=DEVICE),
+        first_tokens_S1=torch.tensor([0, 1, 2, 3, 4], dtype=torch.int32, device=DEVICE),
+        context_lens_S=torch.tensor([40, 9, 0, 0], dtype=torch.int32, device=DEVICE),
     )  # fmt: skip
-    query = torch.cat((step.query, torch.full((2, 8, 64), float("nan"))))
-    call = TritonAttention(step.layout, CPU).bind_attention(WHOLE, 64, None)
+    query = torch.cat((step.query, torch.full((2, 8, 64), float("nan"), device=DEVICE)))
+    call = TritonAttention(step.layout, DEVICE).bind_attention(WHOLE, 64, None)
     found = call(query, step.cache, StepSpans((), padded))
     torch.testing.assert_close(found[:2], alone, atol=1e-6, rtol=1e-6)
     assert not found[2:].any(), "padding attends to nothing"
@@ -205,7 +207,7 @@ def padding() -> None:
 def replayed() -> None:
     """The counters of split sequences are back at 0 behind every launch, whatever the lengths."""
     step = make_step([(1, 600)])
-    backend = TritonAttention(step.layout, CPU)
+    backend = TritonAttention(step.layout, DEVICE)
     call = backend.bind_attention(WHOLE, 64, None)
     first = call(step.query, step.cache, step.spans)
     paged = step.spans.paged
@@ -219,15 +221,15 @@ def replayed() -> None:
 def loading() -> None:
     """A kernel is used where it computes what plain torch does, and only there."""
     layout, dtypes = KVLayout(BLOCK, 0), (DType.FLOAT32, DType.FLOAT32)
-    found, why = load_triton_attention(layout, CPU, *dtypes, batch_invariant=True)
+    found, why = load_triton_attention(layout, DEVICE, *dtypes, batch_invariant=True)
     assert isinstance(found, TritonAttention), why
     assert "do not depend on their batch" in why
     run = TritonAttention._run
     try:
         TritonAttention._run = lambda self, bound, *_: bound.out.zero_()  # pyright: ignore
-        assert "off by" in load_triton_attention(layout, CPU, *dtypes, batch_invariant=False)[1]
+        assert "off by" in load_triton_attention(layout, DEVICE, *dtypes, batch_invariant=False)[1]
         TritonAttention._run = lambda self, *_: 1 / 0  # pyright: ignore
-        found, why = load_triton_attention(layout, CPU, *dtypes, batch_invariant=False)
+        found, why = load_triton_attention(layout, DEVICE, *dtypes, batch_invariant=False)
         assert found is None
         assert "does not run here: division by zero" in why
     finally:
