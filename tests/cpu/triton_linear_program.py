@@ -1,4 +1,5 @@
-"""Cases of `test_triton_linear`, one per process: python -m tests.cpu.triton_linear_program CASE."""
+"""Cases of `test_triton_linear`, one per process: python -m tests.cpu.triton_linear_program
+CASE."""
 
 import sys
 
