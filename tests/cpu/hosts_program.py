@@ -107,13 +107,13 @@ def tokens(
 
 
 def _kill_in_step(worker: Any, at_step: int) -> None:
-    execute, calls = worker.execute, 0
+    issue, calls = worker.issue, 0
 
     def counted(plan: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == at_step:
             os.kill(os.getpid(), signal.SIGKILL)
-        return execute(plan)
+        return issue(plan)
 
-    worker.execute = counted
+    worker.issue = counted

@@ -129,13 +129,19 @@ def device_sampling_choice(is_own: bool, reason: str) -> Choice:
     return Choice("sampling", "reference", f"plain torch, the same tokens; {reason}")
 
 
-def linears_choice(is_packed: bool, weight_bytes: int) -> Choice:
-    """How the `weight_bytes` of a rank's linears and head lie for matrix products."""
+def linears_choice(
+    is_packed: bool, weight_bytes: int, skinny: str = "", why_plain: str = ""
+) -> Choice:
+    """How the `weight_bytes` of a rank's linears and head lie for matrix products. `skinny` says
+    what multiplies few rows on a GPU, `why_plain` why only torch's product does."""
     size = format_size(weight_bytes)
     if is_packed:
         reason = f"{size} copied into oneDNN's blocks once; a tied head beside the embedding"
         return Choice("linears", "packed", reason)
-    return Choice("linears", "plain", f"torch's product over {size} of weights as they lie")
+    plain = f"torch's product over {size} of weights as they lie"
+    if skinny:
+        return Choice("linears", skinny, f"each measured at start; for more rows {plain}")
+    return Choice("linears", "plain", f"{plain}; {why_plain}" if why_plain else plain)
 
 
 def kv_layout_choice(config: EngineConfig, spec: ModelSpec, partition: Partition) -> Choice:

@@ -1,6 +1,7 @@
 """What computes a rank's ops: compiled for this processor where that is possible, torch else."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -26,6 +27,9 @@ from tpinfer.layers.matmul import bind_matmuls, can_pack, packed_matmul, plain_m
 from tpinfer.numerics.torch_dtypes import to_torch
 from tpinfer.sharding.kv_layout import KVLayout
 
+if TYPE_CHECKING:
+    from tpinfer.layers.skinny import SkinnyProducts
+
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
@@ -49,11 +53,14 @@ def choose_kernels(
     """
     packs = can_pack(to_torch(choices.compute_dtype), device)
     held = {name: tensor.nbytes for name, tensor in parameters.items()}
-    matmuls = bind_matmuls(parameters, packed_matmul if packs else plain_matmul)
+    products, why_plain = _skinny(device)
+    bind = products.bind if products is not None else plain_matmul
+    matmuls = bind_matmuls(parameters, packed_matmul if packs else bind)
     linear_bytes = sum(size for name, size in held.items() if name not in parameters)
     if "head.weight" not in held:  # the embedding is multiplied with, and stays
         linear_bytes += held["embed.weight"]
-    decided = [linears_choice(packs, linear_bytes)]
+    words = products.words() if products is not None else ""
+    decided = [linears_choice(packs, linear_bytes, words, why_plain)]
     layer_ops: LayerOps | None = None
     if device.type == "cuda":
         attention, why_attention = load_triton_attention(
@@ -77,3 +84,14 @@ def choose_kernels(
     layers = layer_ops or TorchLayerOps(matmuls)
     kernels = Kernels(layers, attention or ReferenceAttention(), passes or TorchPasses())
     return kernels, choices
+
+
+def _skinny(device: torch.device) -> tuple["SkinnyProducts | None", str]:
+    """Products of few rows for a GPU, or why there are none."""
+    if device.type != "cuda":
+        return None, ""
+    try:
+        from tpinfer.layers.skinny import load_skinny
+    except ImportError as error:
+        return None, f"triton cannot be imported: {error}"
+    return load_skinny(device)
