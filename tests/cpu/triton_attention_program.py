@@ -17,7 +17,7 @@ from tpinfer.attention.interface import HeadLayout, SequenceSpan, StepSpans  # n
 from tpinfer.attention.load_triton import load_triton_attention  # noqa: E402
 from tpinfer.attention.paged_kv import BlockTable, LayerKV, PagedKV, key_range  # noqa: E402
 from tpinfer.attention.reference import ReferenceAttention  # noqa: E402
-from tpinfer.attention.triton_attention import TritonAttention  # noqa: E402
+from tpinfer.attention.triton_attention import TritonAttention, prefill_rows  # noqa: E402
 from tpinfer.config.dtypes import DType  # noqa: E402
 from tpinfer.layers.attention import merge_parts  # noqa: E402
 from tpinfer.numerics.torch_dtypes import to_torch  # noqa: E402
@@ -27,6 +27,9 @@ from tpinfer.worker.paged_rows import PagedRows  # noqa: E402
 DEVICE = torch.device(PLACE)
 BLOCK, NUM_BLOCKS, LONGEST = 16, 90, 700
 WHOLE = HeadLayout(8, 2, 4, 0)
+SHARED_BYTES = 232448
+"""Shared memory that a block may have on sm_90: 227 KiB (CUDA C++ Programming Guide, compute
+capabilities)."""
 TOLERANCE = {DType.FLOAT32: 2e-5, DType.BFLOAT16: 2e-2, DType.FLOAT16: 3e-3}
 
 
@@ -109,7 +112,7 @@ def decode() -> None:
     sizes = [(1, 1), (1, 15), (1, 16), (1, 17), (1, 300), (1, 65)]
     for dtype, tolerance in TOLERANCE.items():
         agree(make_step(sizes, dtype=dtype), WHOLE, None, tolerance)
-    for head_dim in (80, 128):
+    for head_dim in (80, 96, 128, 256):
         agree(make_step(sizes[3:], head_dim=head_dim), WHOLE, None, 2e-5)
     agree(make_step([(1, 600)]), WHOLE, None, 2e-5)
     agree(make_step([(3, 100), (1, 7), (8, 8)]), WHOLE, None, 2e-5)
@@ -134,6 +137,7 @@ def prefill() -> None:
     for dtype, tolerance in TOLERANCE.items():
         agree(make_step([(33, 33), (9, 150)], dtype=dtype), WHOLE, None, tolerance)
     agree(make_step([(130, 130), (20, 21), (64, 64)]), WHOLE, None, 2e-5)
+    agree(make_step([(40, 50)], head_dim=256), WHOLE, None, 2e-5)
     agree(make_step([(40, 100)], HeadLayout(3, 1, 3, 0), 128), HeadLayout(3, 1, 3, 0), None, 2e-5)
 
 
@@ -245,9 +249,12 @@ def compiled() -> None:
     from tpinfer.attention.triton_paged import paged_attention
 
     names = paged_attention.arg_names
-    for dtype, stored, tokens, splits, lse in (
-        ("bf16", "bf16", 1, 8, False), ("fp16", "fp16", 32, 1, True), ("fp32", "fp32", 2, 4, True),
-        ("bf16", "i8", 1, 8, False), ("bf16", "u8", 1, 1, False),
+    widest = prefill_rows(256, torch.float32) // 4, prefill_rows(256, torch.bfloat16) // 4
+    for dtype, stored, tokens, splits, lse, head_dim in (
+        ("bf16", "bf16", 1, 8, False, 128), ("fp16", "fp16", 32, 1, True, 128),
+        ("fp32", "fp32", 2, 4, True, 128), ("bf16", "i8", 1, 8, False, 128),
+        ("bf16", "u8", 1, 1, False, 128), ("fp32", "fp32", widest[0], 1, False, 256),
+        ("bf16", "bf16", widest[1], 1, False, 256),
     ):  # fmt: skip
         pointers = {
             **dict.fromkeys(("query_THD", "out_THD"), f"*{dtype}"), "values_2KSD": f"*{stored}",
@@ -257,8 +264,8 @@ def compiled() -> None:
             ),
         }  # fmt: skip
         constants = {
-            "GROUP": 1, "PLACE": 0, "BLOCK": 16, "D": 128, "G": 4, "TOKENS": tokens,
-            "M": max(16, tokens * 4), "N": 64, "D_PADDED": 128, "NUM_SPLITS": splits,
+            "GROUP": 1, "PLACE": 0, "BLOCK": 16, "D": head_dim, "G": 4, "TOKENS": tokens,
+            "M": max(16, tokens * 4), "N": 64, "D_PADDED": head_dim, "NUM_SPLITS": splits,
             "STORED": {"i8": 1, "u8": 2}.get(stored, 0), "SLIDES": lse, "HAS_LSE": lse,
             "PRECISION": "ieee" if dtype == "fp32" else "tf32",
         }  # fmt: skip
@@ -268,9 +275,11 @@ def compiled() -> None:
             for name in names
         }  # fmt: skip
         source = ASTSource(paged_attention, signature, constexprs=constants)
-        options = {"num_warps": 8 if tokens > 16 else 4, "num_stages": 3}
+        stages = 2 if dtype == "fp32" else 3
+        options = {"num_warps": 8 if tokens > 2 else 4, "num_stages": stages}
         made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
         assert made.asm["cubin"], "no machine code"
+        assert made.metadata.shared <= SHARED_BYTES, f"{dtype}, {head_dim}: does not fit"
 
 
 if __name__ == "__main__":
