@@ -21,6 +21,7 @@ from tpinfer.collectives.triton_one_shot import (  # noqa: E402
     MAX_FUSED_ROWS,
     OneShot,
     aligned_half,
+    gather_parts,
     give_up,
     segment_bytes,
     sum_and_norm,
@@ -99,9 +100,18 @@ def rank_sums(directory: Path, rank: int, size: int) -> None:
                     assert torch.equal(mine, summed(bring)), (dtype, num)
                 place += 1
             fused_rows(one_shot, dtype, stamps[60:61])
+        gathers(one_shot, stamps[60:61])
     assert int(stamps[:place].min()) >= 0, "every sum left a stamp"
     assert int(stamps[place:60].max()) == -1, "and nothing else did"
     assert int(one_shot.launches.min()) == int(one_shot.launches.max()) < 100, "counts wrapped"
+
+
+def gathers(one_shot: OneShot, stamp: torch.Tensor) -> None:
+    for bring in ([torch.arange(5) + (r << 40) for r in range(one_shot.size)],
+                  parts(one_shot.size, 2, 1100, dtype=torch.bfloat16, seed=5)):  # fmt: skip
+        out = torch.zeros(one_shot.size, *bring[0].shape, dtype=bring[0].dtype)
+        one_shot.gather(out, bring[one_shot.rank], stamp)
+        assert torch.equal(out, torch.stack(bring))
 
 
 def fused_rows(one_shot: OneShot, dtype: torch.dtype, stamp: torch.Tensor) -> None:
@@ -179,6 +189,12 @@ def refused() -> None:
     else:
         raise AssertionError("too many rows were not refused")
     one_shot.sum(torch.zeros(0), stamp)  # nothing to add: nobody is met
+    try:
+        one_shot.gather(torch.zeros(2, 3).bool(), torch.zeros(3).bool(), stamp)
+    except ValueError as error:
+        assert "3 bytes" in str(error)
+    else:
+        raise AssertionError("bytes that are no words were not refused")
 
 
 def compiled() -> None:
@@ -191,11 +207,12 @@ def compiled() -> None:
         for world, lanes in ((2, 4), (3, 4), (4, 8), (8, 16)):
             if world != 4 and dtype != "bf16":
                 continue
-            for kernel, block in ((sum_parts, 2048), (sum_and_norm, 4096)):
+            for kernel, block in ((sum_parts, 2048), (sum_and_norm, 4096), (gather_parts, 2048)):
                 constants = {"WORLD": world, "LANES": lanes, "SLOTS": MAX_BLOCKS, "TIMED": True,
                              "BLOCK": block}  # fmt: skip
                 of = dict.fromkeys(
-                    ("t_ptr", "delta_ptr", "residual_ptr", "weight_ptr", "hidden_ptr"), f"*{dtype}"
+                    ("t_ptr", "delta_ptr", "residual_ptr", "weight_ptr", "hidden_ptr", "out_ptr"),
+                    f"*{dtype}",
                 )
                 typed = of | {"segments_ptr": "*i64", "launches_ptr": "*i32", "stamp_ptr": "*i64",
                               "half_bytes": "i64", "eps": "fp32"}  # fmt: skip

@@ -35,7 +35,8 @@ NO_RING = replace(FACTS, has_native_ring=False, ring_reason="no C compiler found
         ("auto", replace(NO_RING, deepspeed_reason="x", machine="aarch64"), "gloo", ""),
         ("gloo", FACTS, "gloo", ""),
         ("auto", replace(FACTS, world=1, local_world=1), "none", ""),
-        ("auto", replace(FACTS, device_type="cuda", num_gpus=2), "nccl", ""),
+        ("auto", replace(FACTS, device_type="cuda", num_gpus=2), "symmetric_memory", ""),
+        ("nccl", replace(FACTS, device_type="cuda", num_gpus=2), "nccl", ""),
         ("mpi", replace(FACTS, launcher="mpirun", has_mpi=True), "mpi", ""),
         ("auto", replace(FACTS, local_world=1, launcher="mpirun", has_mpi=True), "mpi", ""),
         ("auto", replace(FACTS, local_world=1, launcher="mpirun"), "gloo", ""),
@@ -60,6 +61,10 @@ def test_choices(wanted: str, facts: CollectiveFacts, name: str, variant: str) -
         ("deepspeed", replace(FACTS, local_world=1), "stays on one host"),
         ("nccl", replace(FACTS, local_world=1), "use gloo"),
         ("deepspeed", replace(FACTS, deepspeed_reason="not built"), "not built; use shared_mem"),
+        ("symmetric_memory", FACTS, "use shared_memory"),
+        ("symmetric_memory", replace(FACTS, local_world=1, device_type="cuda"), "use nccl"),
+        ("symmetric_memory", replace(FACTS, device_type="cuda", num_gpus=1), "--share-device"),
+        ("nccl", replace(FACTS, device_type="cuda", num_gpus=1, shares_device=True), "1 GPUs"),
         ("mpi", FACTS, "launch/mpirun.sh"),
         ("mpi", replace(FACTS, launcher="mpirun"), "pip install"),
     ],
@@ -103,3 +108,24 @@ def test_what_was_measured_but_cannot_be_used_is_left_out_and_named() -> None:
     assert "nccl cannot be used: --collective nccl needs GPU ranks" in found.reason
     none = choose_collective("auto", FACTS, curves(NCCL))
     assert none.name == "shared_memory" and "nccl cannot be used" in none.reason
+
+
+SHARED = replace(FACTS, device_type="cuda", num_gpus=1, shares_device=True)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "facts", "name", "rest", "told"),
+    [
+        ("auto", replace(SHARED, shares_device=False, num_gpus=2), "symmetric_memory", "nccl", ""),
+        ("auto", SHARED, "symmetric_memory", "gloo", "stock NCCL refuses"),
+        ("auto", replace(SHARED, nccl_shares="by x"), "symmetric_memory", "nccl", "by x"),
+        ("nccl", replace(SHARED, nccl_shares="by x"), "nccl", "", "by x"),
+        ("gloo", SHARED, "gloo", "", "asked for"),
+    ],
+)
+def test_what_stands_beside_symmetric_memory(
+    wanted: str, facts: CollectiveFacts, name: str, rest: str, told: str
+) -> None:
+    found = choose_collective(wanted, facts)
+    assert (found.name, found.rest) == (name, rest)
+    assert told in found.reason

@@ -25,6 +25,10 @@ class CollectiveFacts:
     deepspeed_reason: str | None
     """Why DeepSpeed's op is not used; None where it is."""
     machine: str = "x86_64"
+    shares_device: bool = False
+    """Ranks sit on one GPU on purpose."""
+    nccl_shares: str = ""
+    """By what NCCL lets ranks share a GPU; empty where it does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +36,15 @@ class CollectiveChoice:
     """The backend and the number or fact behind it."""
 
     name: str
-    """`none`, `nccl`, `gloo`, `mpi` or `shared_memory`."""
+    """`none`, `nccl`, `gloo`, `mpi`, `shared_memory` or `symmetric_memory`."""
     variant: str
     """For `shared_memory`: `deepspeed`, `native` or `python`."""
     reason: str
     large: "CollectiveChoice | None" = None
     """What sums messages of `from_bytes` and more, where that is worth a second backend."""
     from_bytes: int = 0
+    rest: str = ""
+    """For `symmetric_memory`, what carries everything else: `nccl`, or `gloo` through the host."""
 
     @property
     def words(self) -> str:
@@ -59,7 +65,7 @@ def choose_collective(
     _refuse(wanted, facts)
     if wanted != "auto":
         return _backend(wanted, "asked for", facts)
-    if curves is None:
+    if curves is None or _has_symmetric_memory(facts):
         return _backend(*_automatic(facts), facts)
     return _by_size(curves, facts)
 
@@ -83,6 +89,15 @@ def _by_size(curves: CollectiveCurves, facts: CollectiveFacts) -> CollectiveChoi
 def _backend(wanted: str, why: str, facts: CollectiveFacts) -> CollectiveChoice:
     if wanted == "deepspeed":
         return CollectiveChoice("shared_memory", "deepspeed", why)
+    if wanted == "symmetric_memory":
+        if not facts.shares_device:
+            return CollectiveChoice(wanted, "", why, rest="nccl")
+        if facts.nccl_shares:
+            return CollectiveChoice(wanted, "", f"{why}; {facts.nccl_shares}", rest="nccl")
+        why += "; gloo through the host beside it, since stock NCCL refuses ranks on one GPU"
+        return CollectiveChoice(wanted, "", why, rest="gloo")
+    if wanted == "nccl" and facts.shares_device:
+        why += f"; {facts.nccl_shares}"
     if wanted != "shared_memory":
         return CollectiveChoice(wanted, "", why)
     if facts.has_native_ring:
@@ -108,6 +123,8 @@ def _refusal(name: str, facts: CollectiveFacts) -> str:
 
 
 def _automatic(facts: CollectiveFacts) -> tuple[str, str]:
+    if _has_symmetric_memory(facts):
+        return "symmetric_memory", "GPU ranks of one host"
     if facts.device_type == "cuda":
         return "nccl", "GPU ranks" + (f", {_share(facts)}" if _has_hosts(facts) else "")
     if not _has_hosts(facts):
@@ -117,6 +134,10 @@ def _automatic(facts: CollectiveFacts) -> tuple[str, str]:
     if facts.launcher == "mpirun" and facts.has_mpi:
         return "mpi", f"{_share(facts)}, and mpirun connects them"
     return "gloo", _share(facts)
+
+
+def _has_symmetric_memory(facts: CollectiveFacts) -> bool:
+    return facts.device_type == "cuda" and not _has_hosts(facts)
 
 
 def _has_hosts(facts: CollectiveFacts) -> bool:
@@ -133,10 +154,17 @@ def _refuse(wanted: str, facts: CollectiveFacts) -> None:
         raise ConfigError(
             f"--collective nccl needs GPU ranks, these compute on the CPU; use {instead}"
         )
-    if wanted == "nccl" and facts.local_world > facts.num_gpus:
+    if wanted == "symmetric_memory" and not _has_symmetric_memory(facts):
+        instead = "nccl" if facts.device_type == "cuda" else "shared_memory"
         raise ConfigError(
-            f"--collective nccl needs a GPU per rank: {facts.local_world} ranks, {facts.num_gpus} "
-            "GPUs; start fewer ranks"
+            f"--collective symmetric_memory needs GPU ranks of one host; use {instead}"
+        )
+    is_shared = facts.shares_device and (facts.nccl_shares or wanted != "nccl")
+    needs_own = wanted in ("nccl", "symmetric_memory")
+    if needs_own and facts.local_world > facts.num_gpus and not is_shared:
+        raise ConfigError(
+            f"--collective {wanted} needs a GPU per rank: {facts.local_world} ranks, "
+            f"{facts.num_gpus} GPUs; start fewer ranks, or try out with --share-device"
         )
     if wanted in ("shared_memory", "deepspeed", "mpi") and facts.device_type == "cuda":
         raise ConfigError(

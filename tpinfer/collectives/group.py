@@ -15,6 +15,9 @@ from tpinfer.config.dtypes import DType
 from tpinfer.config.errors import RankError
 
 AllReduceCall = Callable[[torch.Tensor], None]
+NormedReduceCall = Callable[[torch.Tensor, torch.Tensor], torch.Tensor | None]
+"""(delta [T, M], residual [T, M]) -> hidden [T, M]; None, with nothing done, where T is too many.
+See `Group.bind_normed_reduce`."""
 
 
 class Group(ABC):
@@ -28,6 +31,8 @@ class Group(ABC):
     """Backend, as choices name it."""
     can_record = False
     """Whether its calls may be part of a recorded device step."""
+    num_stamped: int = 0
+    """Place in `stamps` that the next collective writes; whoever reads stamps sets it."""
 
     def __init__(self, rank: int, size: int) -> None:
         if not 0 <= rank < size:
@@ -41,6 +46,13 @@ class Group(ABC):
 
         None where the backend does not measure it.
         """
+        return None
+
+    @property
+    def stamps(self) -> torch.Tensor | None:
+        """int64 on the device, where groups on GPUs leave their waits in ns, in stream order: each
+        collective writes the place `num_stamped` and counts it up. A call whose backend does not
+        measure writes 0. None where nothing is written."""
         return None
 
     @abstractmethod
@@ -105,6 +117,11 @@ class Group(ABC):
         at most `max_bytes`. Backends that have nothing faster give `all_reduce` itself.
         """
         return self.all_reduce
+
+    def bind_normed_reduce(self, weight: torch.Tensor, eps: float) -> NormedReduceCall | None:
+        """A sum of delta that also adds it to the residual, in place, and norms that by `weight`
+        [M]. None where sum and norm stay apart."""
+        return None
 
     def __enter__(self) -> "Group":
         return self

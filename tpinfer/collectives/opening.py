@@ -6,6 +6,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from tpinfer.collectives.choose import (
 )
 from tpinfer.collectives.deepspeed_shm import DeepSpeedGroup, library_path, why_not
 from tpinfer.collectives.group import Group, SingleGroup
+from tpinfer.collectives.host_staged import HostStagedGroup
 from tpinfer.collectives.mpi import MpiGroup
 from tpinfer.collectives.shared_memory import open_shared_memory
 from tpinfer.collectives.sized import SizedGroup
@@ -65,9 +67,11 @@ def open_group(
     machine_facts: tuple[frozenset[str], int, int],
     progress: Callable[[str], None] = lambda text: None,
     curves: CollectiveCurves | None = None,
+    shared: str | None = None,
 ) -> tuple[Group, CollectiveChoice]:
     """Choose and connect. A collective call. `curves`: see `choose_collective`. `progress` hears
-    of strangers and ranks of other hosts that were turned away. Raises ConfigError or RankError.
+    of strangers and ranks of other hosts that were turned away. `shared`: None where each rank has
+    a device of its own, else `CollectiveFacts.nccl_shares`. Raises ConfigError or RankError.
     """
     num_gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     if seat.world == 1:
@@ -78,8 +82,12 @@ def open_group(
         facts = gather_facts(
             device.type, seat.world, seat.local_world, seat.launcher, machine_facts, num_gpus
         )
+    facts = replace(facts, shares_device=shared is not None, nccl_shares=shared or "")
     choice = choose_collective(wanted, facts, curves)
-    group = _open(choice, seat, device, timeout_s, machine_facts[1], progress)
+    if choice.name == "symmetric_memory":
+        group, choice = _open_symmetric(choice, seat, device, timeout_s)
+    else:
+        group = _open(choice, seat, device, timeout_s, machine_facts[1], progress)
     if choice.large is not None:
         try:
             group = _beside(group, choice, seat, device, timeout_s, machine_facts[1])
@@ -179,6 +187,36 @@ def _open(
     return group
 
 
+def _open_symmetric(
+    choice: CollectiveChoice, seat: Seat, device: torch.device, timeout_s: float
+) -> tuple[Group, CollectiveChoice]:
+    """The group, and the choice as it came out."""
+    from torch._C._distributed_c10d import PrefixStore
+
+    from tpinfer.collectives.torch_groups import directory_store
+
+    directory = _meeting_place(seat)
+    store = directory_store(directory, seat.world, timeout_s)
+    rest = _open_torch(choice, store, (seat.rank, seat.world), device, timeout_s)
+    try:
+        from tpinfer.collectives.device_group import open_device_group
+
+        name = f"tpinfer-{seat.run_id}-g{seat.generation}"
+        apart = PrefixStore("symmetric", store)
+        group, words, why = open_device_group(rest, apart, name, device)
+        group.barrier()
+    except BaseException:
+        rest.abort()
+        rest.close()
+        raise
+    if seat.rank == 0:
+        shutil.rmtree(directory, ignore_errors=True)
+    variant = f"({words})" if group is not rest else ""
+    return group, replace(
+        choice, name=group.name, variant=variant, reason=f"{choice.reason}; {why}"
+    )
+
+
 def _open_over_hosts(
     choice: CollectiveChoice, seat: Seat, device: torch.device, timeout_s: float, purpose: str,
     place: tuple[int, int, str], progress: Callable[[str], None] = lambda text: None,
@@ -201,8 +239,11 @@ def _open_torch(
 ) -> Group:  # fmt: skip
     from tpinfer.collectives.torch_groups import open_gloo, open_nccl
 
-    if choice.name == "gloo":
-        return open_gloo(store, *place, timeout_s, address)
+    if (choice.rest or choice.name) == "gloo":
+        gloo = open_gloo(store, *place, timeout_s, address)
+        if device.type == "cpu":
+            return gloo
+        return HostStagedGroup(gloo, device)
     return open_nccl(store, *place, device, timeout_s)
 
 

@@ -1,6 +1,6 @@
 """Sums over ranks in one kernel: each rank copies its part into memory that all can read, raises a
 flag at every peer, waits for theirs, and adds all parts in rank order. Also the same with the
-residual and the RMSNorm behind it. Imported only where Triton is chosen.
+residual and the RMSNorm behind it, and a gather. Imported only where Triton is chosen.
 
 A rank's segment is two halves for parts and a pad of int32: word 0 is not 0 once the group is given
 up; from word _FIRST_FLAG on, flag [block, rank] is the latest launch that `rank` has published. The
@@ -148,6 +148,30 @@ def sum_and_norm(
     _keep_count(launches_ptr, count, SLOTS)
 
 
+@triton.jit
+def gather_parts(
+    out_ptr, t_ptr, segments_ptr, launches_ptr, stamp_ptr, num_elements, half_bytes, rank,
+    WORLD: tl.constexpr, LANES: tl.constexpr, SLOTS: tl.constexpr, TIMED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """out [P, N] <- every rank's t [N]."""
+    count = _launch_count(launches_ptr)
+    mine = _part(segments_ptr, rank, count, half_bytes, t_ptr)
+    first, stride = tl.program_id(0) * BLOCK, tl.num_programs(0) * BLOCK
+    for start in range(first, num_elements, stride):
+        at = start + tl.arange(0, BLOCK)
+        tl.store(mine + at, tl.load(t_ptr + at, mask=at < num_elements), mask=at < num_elements)
+    _meet(segments_ptr, stamp_ptr, count, half_bytes, rank, WORLD, LANES, TIMED)
+    for start in range(first, num_elements, stride):
+        at = start + tl.arange(0, BLOCK)
+        for peer in tl.static_range(WORLD):
+            theirs = _part(segments_ptr, peer, count, half_bytes, t_ptr)
+            part = tl.load(theirs + at, mask=at < num_elements, cache_modifier=".cg")
+            place = out_ptr + peer * num_elements.to(tl.int64)
+            tl.store(place + at, part, mask=at < num_elements)
+    _keep_count(launches_ptr, count, SLOTS)
+
+
 def segment_bytes(half_bytes: int, size: int) -> int:
     """Bytes of a rank's segment: two halves and the pad."""
     return 2 * half_bytes + 4 * (_FIRST_FLAG.value + MAX_BLOCKS * size)
@@ -212,6 +236,24 @@ class OneShot:
             num_warps=max(1, min(_MOST_WARPS, block // 512)),
         )  # fmt: skip
         return hidden
+
+    def gather(self, out: torch.Tensor, t: torch.Tensor, stamp: torch.Tensor) -> None:
+        """out [P, ...] <- every rank's t: contiguous, any dtype, whole words of 4 bytes, at most
+        `half_bytes`. Raises ValueError."""
+        if t.nbytes % 4 or t.nbytes > self.half_bytes:
+            raise ValueError(
+                f"a part of {t.nbytes} bytes is no count of words up to {self.half_bytes} bytes; "
+                "gather it by another backend"
+            )
+        if not t.numel():
+            return
+        words = t.contiguous().view(-1).view(torch.int32)
+        blocks = min(MAX_BLOCKS, triton.cdiv(words.numel(), _TILE))
+        gather_parts[blocks,](
+            out.view(-1).view(torch.int32), words, self.segments_P, self.launches, stamp,
+            words.numel(), self.half_bytes, self.rank, **self._constants(), BLOCK=_TILE,
+            num_warps=8,
+        )  # fmt: skip
 
     def _constants(self) -> dict[str, Any]:
         lanes = triton.next_power_of_2(self.size + 1)

@@ -10,7 +10,9 @@ from tpinfer.config.kv_cache import KVCacheDTypeName, KVLayoutName
 from tpinfer.config.model import ModelSpec
 
 LoadFormat = Literal["auto", "random"]
-CollectiveName = Literal["auto", "nccl", "gloo", "mpi", "shared_memory", "deepspeed"]
+CollectiveName = Literal[
+    "auto", "nccl", "gloo", "mpi", "shared_memory", "deepspeed", "symmetric_memory"
+]
 DeviceName = Literal["auto", "cpu", "cuda"]
 MAX_WAIT_S = 1e6
 """Longest --wait-timeout, about eleven days: what waits counts in 64-bit ns."""

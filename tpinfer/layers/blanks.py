@@ -34,7 +34,7 @@ def blank_stream(embedding: torch.Tensor) -> OpCall:
 
     def blank(acts: Activations, step: StepInputs) -> None:
         acts.residual = embedding.new_zeros(step.token_ids.shape[0], embedding.shape[1])
-        acts.delta = acts.residual
+        acts.delta = torch.zeros_like(acts.residual)  # a fused reduce writes the residual
 
     return blank
 

@@ -28,10 +28,21 @@ def bind_out(matmul: MatMul) -> OpCall:
     return out
 
 
-def bind_reduce(all_reduce: Callable[[torch.Tensor], None]) -> OpCall:
-    """delta summed over the group, in place."""
+NormedReduce = Callable[[torch.Tensor, torch.Tensor], torch.Tensor | None]
+"""(delta, residual) -> hidden where it summed, added and normed; None where it did nothing."""
+
+
+def bind_reduce(
+    all_reduce: Callable[[torch.Tensor], None], normed: NormedReduce | None = None
+) -> OpCall:
+    """delta summed over the group, in place; or, at few rows, by `normed` with the residual and the
+    norm behind it, which then does nothing."""
 
     def reduce(acts: Activations, step: StepInputs) -> None:
+        hidden = None if normed is None else normed(acts.delta, acts.residual)
+        if hidden is not None:
+            acts.hidden, acts.normed = hidden, True
+            return
         all_reduce(acts.delta)
 
     return reduce

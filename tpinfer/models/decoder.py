@@ -26,7 +26,7 @@ from tpinfer.layers.blanks import (
 )
 from tpinfer.layers.embedding import AnyLogits, bind_embed, bind_embed_reduce
 from tpinfer.layers.layer_ops import LayerOps
-from tpinfer.layers.linear import bind_reduce
+from tpinfer.layers.linear import NormedReduce, bind_reduce
 from tpinfer.layers.step_inputs import Op, OpCall
 from tpinfer.sharding.partition import Partition
 
@@ -65,6 +65,10 @@ class DecoderParts:
     """The ops behind the head: this rank's columns of the logits to tokens."""
     shared_kv: SharedKV | None = None
     """Where the partition's `kv_group_size` is above 1."""
+    bind_normed_reduce: Callable[[torch.Tensor, float], NormedReduce | None] = lambda weight, eps: (
+        None
+    )
+    """(weight [M], eps) of the norm behind a reduce -> both in one; None keeps them apart."""
 
 
 def build_decoder(parts: DecoderParts) -> list[Op]:
@@ -113,7 +117,7 @@ def _attention_ops(parts: DecoderParts, layer: int) -> list[Op]:
         *_core_ops(parts, layer, layout),
         Op(f"{prefix}.out", out),
     ]
-    return ops + _reduce(parts, f"{prefix}.reduce")
+    return ops + _reduce(parts, f"{prefix}.reduce", f"layers.{layer}.mlp.norm")
 
 
 def _core_ops(parts: DecoderParts, layer: int, layout: HeadLayout) -> list[Op]:
@@ -148,7 +152,9 @@ def _mlp_ops(parts: DecoderParts, layer: int) -> list[Op]:
         Op(f"{prefix}.act", bound.bind_activation()),
         Op(f"{prefix}.down", down),
     ]
-    return ops + _reduce(parts, f"{prefix}.reduce")
+    is_last = layer == parts.spec.num_layers - 1  # the final norm takes some rows only
+    following = None if is_last else f"layers.{layer + 1}.attn.norm"
+    return ops + _reduce(parts, f"{prefix}.reduce", following)
 
 
 def _norm(parts: DecoderParts, name: str, *, adds_delta: bool) -> OpCall:
@@ -156,8 +162,13 @@ def _norm(parts: DecoderParts, name: str, *, adds_delta: bool) -> OpCall:
     return parts.layer_ops.bind_norm(weight, parts.spec.rms_norm_eps, adds_delta=adds_delta)
 
 
-def _reduce(parts: DecoderParts, site: str) -> list[Op]:
+def _reduce(parts: DecoderParts, site: str, norm: str | None) -> list[Op]:
+    """`norm` is the op behind it that norms every row, where there is one."""
     if parts.partition.size == 1:
         return []
-    blank = blank_delta(parts.parameters["embed.weight"])
-    return [Op(site, bind_reduce(parts.bind_reduce(site)), blank)]
+    embedding, normed = parts.parameters["embed.weight"], None
+    if norm is not None:
+        weight = parts.parameters[f"{norm}.weight"]
+        normed = parts.bind_normed_reduce(weight, parts.spec.rms_norm_eps)
+    blank = blank_delta(embedding) if normed is None else blank_stream(embedding)
+    return [Op(site, bind_reduce(parts.bind_reduce(site), normed), blank)]

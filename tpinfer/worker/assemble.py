@@ -199,6 +199,7 @@ def _load_and_size(
                 group.all_gather, partition.vocab, seat.rank, any_logits, kernels.passes
             ),
             shared_kv=_shared_kv(partition, kernels, kv_group),
+            bind_normed_reduce=group.bind_normed_reduce,
         )
     )
     rows = _row_store(spec, config, choices, limits, cache.kv.layout, device, kernels)

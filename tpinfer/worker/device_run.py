@@ -41,6 +41,7 @@ class DeviceRun:
         self._copied = torch.cuda.Event()
         self._tokens = torch.empty(max_num_rows, dtype=torch.int64, pin_memory=True)
         self._clock = clock
+        self._waits: torch.Tensor | None = None
         self._issued_ns: list[int] = []
         self._start_ns = 0
         self.end_ns = 0
@@ -89,15 +90,24 @@ class DeviceRun:
         except Exception as error:
             raise OpFailure(first + len(self._issued_ns) - 1) from error
 
-    def fetch(self, tokens: torch.Tensor) -> None:
-        """Send int64 [rows] tokens to the host, behind the step."""
+    def fetch(self, tokens: torch.Tensor, waits: torch.Tensor | None = None) -> None:
+        """Send int64 [rows] tokens to the host, behind the step, and with them the waits of its
+        collectives (int64 ns), before a later step overwrites them."""
         self._tokens[: tokens.shape[0]].copy_(tokens, non_blocking=True)
+        if waits is not None:
+            if self._waits is None:
+                self._waits = torch.empty(waits.shape[0], dtype=torch.int64, pin_memory=True)
+            self._waits.copy_(waits, non_blocking=True)
         self._copied.record()
 
     def tokens(self, count: int) -> list[int]:
         """The first `count` of what was fetched; waits for them."""
         self._copied.synchronize()
         return self._tokens[:count].tolist()
+
+    def waits(self) -> list[int]:
+        """What was fetched of them, once the tokens were read."""
+        return [] if self._waits is None else self._waits.tolist()
 
     def resolve(self) -> OpTimes:
         """Op times once the tokens were read, which is when all events have passed."""

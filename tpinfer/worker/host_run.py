@@ -17,6 +17,7 @@ class HostRun:
     def __init__(self) -> None:
         self._times = OpTimes(0, [], None)
         self._tokens: list[int] = []
+        self._waits: list[int] = []
         self.end_ns = 0
 
     def issue(
@@ -48,9 +49,15 @@ class HostRun:
         ends += run_timed(program[recorded.num_model_ops :], acts, step).ends_ns
         self._times = OpTimes(start_ns, ends, None)
 
-    def fetch(self, tokens: torch.Tensor) -> None:
-        """Read int64 [rows] tokens."""
+    def fetch(self, tokens: torch.Tensor, waits: torch.Tensor | None = None) -> None:
+        """Read int64 [rows] tokens, and the waits that its collectives left where groups keep
+        them in a tensor."""
         self._tokens, self.end_ns = tokens.tolist(), perf_counter_ns()
+        self._waits = [] if waits is None else waits.tolist()
+
+    def waits(self) -> list[int]:
+        """What was fetched of them."""
+        return self._waits
 
     def tokens(self, count: int) -> list[int]:
         """The first `count` of what was fetched."""

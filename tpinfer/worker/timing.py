@@ -100,6 +100,41 @@ class WaitStamps:
         return run
 
 
+class DeviceStamps:
+    """The same where groups leave their waits on the device: they come with the step's tokens."""
+
+    def __init__(self, program: Sequence[Op], sites: Mapping[str, Group], group: Group) -> None:
+        """Ops that go through another group than `group` count as not measured: 0."""
+        assert group.stamps is not None, "the group leaves stamps"
+        self._group = group
+        self._places = [i for i, op in enumerate(program) if op.id in sites]
+        orders = {program[place].id: order for order, place in enumerate(self._places)}
+        self.waits = group.stamps[: len(self._places)]
+        """int64 on the device: one for each of the program's collectives, in its order."""
+        self.program = [
+            replace(op, call=self._placed(op.call, orders[op.id], sites[op.id] is group))
+            if op.id in sites
+            else op
+            for op in program
+        ]
+
+    def named(self, waits: Sequence[int]) -> dict[int, int]:
+        """Op index -> ns waited, from what the host got of `waits`."""
+        return dict(zip(self._places, waits, strict=True))
+
+    def _placed(self, call: OpCall, order: int, stamps: bool) -> OpCall:
+        group, place = self._group, self._group.stamps
+        assert place is not None, "the group leaves stamps"
+
+        def run(acts: Activations, step: StepInputs) -> None:
+            group.num_stamped = order
+            call(acts, step)
+            if not stamps or group.num_stamped == order:  # it called nobody, or another group
+                place[order : order + 1].zero_()
+
+        return run
+
+
 def place_on_host_clock(
     start_ns: int, issued_ns: Sequence[int], elapsed_ns: Sequence[int]
 ) -> OpTimes:

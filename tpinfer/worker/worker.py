@@ -27,7 +27,7 @@ from tpinfer.worker.host_run import HostRun
 from tpinfer.worker.host_spans import HostSpans
 from tpinfer.worker.rows import RowStore
 from tpinfer.worker.step_log import StepLog
-from tpinfer.worker.timing import OpFailure, OpTimes, WaitStamps
+from tpinfer.worker.timing import DeviceStamps, OpFailure, OpTimes, WaitStamps
 
 Finish = Callable[[], "StepResult"]
 """Waits for a step that was issued."""
@@ -76,6 +76,10 @@ class Worker:
         if parts.group.size > 1 and parts.group.last_wait_ns is not None:
             self._stamps = WaitStamps(parts.program, parts.collective_sites)
             self.program = self._stamps.program
+        self._device_stamps: DeviceStamps | None = None
+        if parts.group.stamps is not None:
+            self._device_stamps = DeviceStamps(parts.program, parts.collective_sites, parts.group)
+            self.program = self._device_stamps.program
         self._sites = parts.collective_sites
         self._kv = parts.kv
         self._host_blocks = parts.host_blocks
@@ -141,7 +145,7 @@ class Worker:
             result = self._sit_out(plan, inputs, failure)
             return lambda: result
         self.rows.keep_tokens(inputs, acts.tokens)
-        run.fetch(acts.tokens)
+        run.fetch(acts.tokens, self._waits)
 
         def finish() -> StepResult:
             tokens = run.tokens(acts.tokens.shape[0])
@@ -162,13 +166,13 @@ class Worker:
         acts.logprobs = []
         if all(is_plain_greedy(row.record) for row in sampling):
             run.replay(recorded)
-            run.fetch(recorded.tokens)
+            run.fetch(recorded.tokens, self._waits)
         else:
             inputs = self.rows.drawing_inputs(sampling)
             acts.logits = recorded.logits[:count]
             run.replay_model(recorded, self._named_program, acts, inputs)
             self.rows.keep_tokens(inputs, acts.tokens)
-            run.fetch(acts.tokens)
+            run.fetch(acts.tokens, self._waits)
 
         def finish() -> StepResult:
             tokens = run.tokens(count)
@@ -182,6 +186,11 @@ class Worker:
         """What a run goes through; on a device the ops' names are in it."""
         is_named = self.issues_ahead and self._annotate is not None
         return self._annotated_program if is_named else self.program
+
+    @property
+    def _waits(self) -> torch.Tensor | None:
+        """What a step's collectives leave on the device."""
+        return None if self._device_stamps is None else self._device_stamps.waits
 
     def _next_run(self) -> HostRun | DeviceRun:
         self._num_issued += 1
@@ -197,6 +206,8 @@ class Worker:
         record = _record(plan, aggregates, times, run.end_ns, start_ns)
         if self._stamps is not None:
             record = replace(record, waits_ns=self._stamps.take())
+        if self._device_stamps is not None:
+            record = replace(record, waits_ns=self._device_stamps.named(run.waits()))
         kept_from_ns = self._log.add(record)
         if kept_from_ns is not None:
             self._recorded_from_ns = kept_from_ns
