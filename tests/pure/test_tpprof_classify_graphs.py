@@ -137,6 +137,35 @@ def test_our_graph_replays_are_read_by_node_order() -> None:
     assert not work.warnings
 
 
+OWN = {
+    "norm": "norm_rows", "rope": "rotate_and_write", "attn": "paged_attention",
+    "act": "gate_rows", "sample": "best_of_chunks", "reduce": REDUCE, "gather": KERNELS["gather"],
+    "feed": "void at::native::(anonymous namespace)::indexSelectSmallIndex<long, long>()",
+    "embed": KERNELS["embed"], "keep": "void at::native::index_copy_kernel_impl<long>()",
+}  # fmt: skip
+"""Kernels of a decode step as they are recorded here."""
+
+
+@pytest.mark.parametrize("product", ["one_row", "few_rows", KERNELS["gemm"]])
+def test_our_own_kernels_are_read_in_replays_of_two_parts(product: str) -> None:
+    """The model and the draw are graphs of their own in one step."""
+    ledger, manifest = ours()
+    rows = Rows()
+    begin = rows.now_ns - 100
+    names = OWN | {"gemm": product}
+    layer = "norm gemm rope attn gemm reduce norm gemm act gemm reduce"
+    model = f"feed feed feed embed reduce {layer} {layer} norm gemm"
+    kernels = rows.replay([names[one] for one in model.split()])
+    kernels += rows.replay([names[one] for one in ["sample", "gather", "keep"]])
+    rows.range(annotation(5), begin, rows.now_ns)
+    trace = rows.trace()
+    work = classify_trace(trace, None, CostSource(manifest))
+    found = {key(work, at(trace, work, row)) for row in kernels} - {""}
+    assert found == set(ledger.op_ids()) - UNNAMED
+    assert key(work, at(trace, work, kernels[-1])) == "sample", "the token is kept"
+    assert not work.warnings
+
+
 def test_our_graph_replays_that_do_not_fit_are_told() -> None:
     _, manifest = ours()
     rows = Rows()

@@ -1,6 +1,8 @@
 """Kernel names as recorders spell them, each with what it is."""
 
+import ast
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -224,6 +226,17 @@ FALSE_FRIENDS = {
     "": "",
 }
 
+OURS = {
+    "best_of_chunks": "sample",
+    "few_rows": "gemm",
+    "gate_rows": "activation",
+    "norm_rows": "norm",
+    "one_row": "gemm",
+    "paged_attention": "attention",
+    "rotate_and_write": "rope",
+}
+"""This project's own kernels: recorded steps name no ops, so their names have to tell."""
+
 
 def _cases() -> list[tuple[str, Verdict]]:
     kinds = ((COMM, WorkKind.COMM), (FUSED, WorkKind.FUSED_COMM))
@@ -241,6 +254,26 @@ def _cases() -> list[tuple[str, Verdict]]:
 @pytest.mark.parametrize(("name", "expected"), _cases(), ids=lambda one: str(one)[:40])
 def test_a_name_gets_its_kind_op_and_role(name: str, expected: Verdict) -> None:
     assert judge([name]) == [expected]
+
+
+def launched_kernels(tree: ast.Module) -> set[str]:
+    """Functions under triton.jit that others do not call: those begin with an underscore."""
+    return {
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+        if any(ast.unparse(one).startswith("triton.jit") for one in node.decorator_list)
+    }
+
+
+def test_kernels_of_ours_have_a_role_each() -> None:
+    """A new one needs a rule in rules/tpinfer.toml, or replays are not read."""
+    package = Path(__file__).resolve().parents[2] / "tpinfer"
+    trees = [ast.parse(path.read_text("utf-8")) for path in package.rglob("*triton*.py")]
+    assert set().union(*map(launched_kernels, trees)) == set(OURS)
+    assert {name: judge([name])[0] for name in OURS} == {
+        name: Verdict(role=role) for name, role in OURS.items()
+    }
 
 
 def test_every_role_and_collective_is_known_by_some_name() -> None:

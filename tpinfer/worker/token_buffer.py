@@ -23,7 +23,10 @@ class TokenBuffer:
 
     def fill(self, row: int, token_ids: Sequence[int]) -> None:
         """The first tokens of a new sequence."""
-        self._tokens_RL[row, : len(token_ids)] = torch.tensor(token_ids, dtype=torch.int64)
+        on_host = torch.tensor(token_ids, dtype=torch.int64)
+        if self._flat.is_cuda:  # else the host would wait for the steps that are still running
+            on_host = on_host.pin_memory()
+        self._tokens_RL[row, : len(token_ids)].copy_(on_host, non_blocking=True)
 
     def address(self, row: int, position: int) -> int:
         """Where a token lies in the flat buffer."""

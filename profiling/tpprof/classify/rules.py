@@ -16,8 +16,9 @@ from typing import Any
 from tpprof.classify.work import WorkKind
 from tpprof.errors import TraceError
 
-ORDER = ("inductor", "communication", "attention", "layers", "matmul", "torch")
-"""Rule files, without `.toml`: what looks most specific is asked first."""
+ORDER = ("inductor", "communication", "attention", "layers", "matmul", "torch", "tpinfer")
+"""Rule files, without `.toml`: what looks most specific is asked first; this project's own kernels,
+of short names, last."""
 ROLES = (
     "gemm", "attention", "norm", "rope", "kv_write", "activation", "moe", "quant", "sample",
     "embed", "elementwise",
