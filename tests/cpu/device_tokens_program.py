@@ -40,7 +40,7 @@ def main() -> int:
         num_normed[0] += 1
         return sum_and_norm(self, *arguments)
 
-    OneShot.sum_and_norm = counted
+    OneShot.sum_and_norm = counted  # pyright: ignore[reportAttributeAccessIssue]
     steps: list[list[int]] = []
     keep = Worker._keep_record  # pyright: ignore[reportPrivateUsage]
 

@@ -227,13 +227,16 @@ FALSE_FRIENDS = {
 }
 
 OURS = {
-    "best_of_chunks": "sample",
-    "few_rows": "gemm",
-    "gate_rows": "activation",
-    "norm_rows": "norm",
-    "one_row": "gemm",
-    "paged_attention": "attention",
-    "rotate_and_write": "rope",
+    "best_of_chunks": Verdict(role="sample"),
+    "few_rows": Verdict(role="gemm"),
+    "gate_rows": Verdict(role="activation"),
+    "gather_parts": Verdict(WorkKind.COMM, "allgather"),
+    "norm_rows": Verdict(role="norm"),
+    "one_row": Verdict(role="gemm"),
+    "paged_attention": Verdict(role="attention"),
+    "rotate_and_write": Verdict(role="rope"),
+    "sum_and_norm": Verdict(WorkKind.FUSED_COMM, "allreduce"),
+    "sum_parts": Verdict(WorkKind.COMM, "allreduce"),
 }
 """This project's own kernels: recorded steps name no ops, so their names have to tell."""
 
@@ -271,9 +274,7 @@ def test_kernels_of_ours_have_a_role_each() -> None:
     package = Path(__file__).resolve().parents[2] / "tpinfer"
     trees = [ast.parse(path.read_text("utf-8")) for path in package.rglob("*triton*.py")]
     assert set().union(*map(launched_kernels, trees)) == set(OURS)
-    assert {name: judge([name])[0] for name in OURS} == {
-        name: Verdict(role=role) for name, role in OURS.items()
-    }
+    assert {name: judge([name])[0] for name in OURS} == OURS
 
 
 def test_every_role_and_collective_is_known_by_some_name() -> None:
