@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -131,6 +131,8 @@ def report_on(found: RankFindings, options: AnalysisOptions) -> Report:
         told.append(
             f"recording made the run {dilation:.2f} times as long: nothing is claimed about gaps"
         )
+    if found.capture.emulation:
+        told.insert(0, f"{found.capture.emulation}; no cause is named")
     if not wanted:
         remedy = _WHERE_FROM[options.window]
         told.append(f"the recording has no windows of the kind {options.window}; {remedy}")
@@ -156,6 +158,7 @@ def report_on(found: RankFindings, options: AnalysisOptions) -> Report:
             for i, one in losses.items()
         ],
         ceilings=_describe_ceilings(found.ceilings),
+        emulation=found.capture.emulation,
         sources=list(dict.fromkeys(trace.source for trace in found.traces)),
     )
 
@@ -212,9 +215,13 @@ def _collectives(found: RankFindings, chosen: Sequence[np.ndarray]) -> list[Coll
     for i, rows in enumerate(chosen):
         entry = found.matched.work[found.waits.row, i]
         inside |= np.isin(entry, rows) & (entry >= 0)
-    return matched_results(
+    results = matched_results(
         found.matched, found.waits, inside, found.traces, found.works, found.clocks
     )
+    if not found.capture.emulation:
+        return results
+    # Ranks take turns on one GPU: who comes last says nothing about a machine.
+    return [replace(one, last_rank=-1, last_rank_was="") for one in results]
 
 
 def _groups(found: RankFindings, by: str, wanted: Sequence[Wanted]) -> list[Group]:

@@ -186,3 +186,5 @@ class Report:
     """Of ranks whose clocks were sampled while they were recorded."""
     advice: list[str] = field(default_factory=list)
     """Sentences: what to do first, with the ns it would give back."""
+    emulation: str = ""
+    """Where ranks shared a GPU: its words. No cause is named then."""

@@ -96,6 +96,14 @@ def test_devices(
     assert choose_device(wanted, local_rank, local_world, num_gpus) == device  # type: ignore[arg-type]
 
 
+def test_ranks_share_a_gpu_where_they_may() -> None:
+    assert choose_device("auto", 3, 4, 2, shares=True) == "cuda:1"
+    assert choose_device("auto", 0, 1, 1, shares=True) == "cuda:0"
+    for wanted, num_gpus in (("auto", 0), ("cpu", 1)):
+        with pytest.raises(ConfigError, match="--share-device"):
+            choose_device(wanted, 0, 2, num_gpus, shares=True)  # type: ignore[arg-type]
+
+
 def test_cuda_without_a_gpu_is_refused() -> None:
     with pytest.raises(ConfigError, match="use --device cpu"):
         choose_device("cuda", 0, 1, 0)

@@ -53,6 +53,14 @@ def model_flags(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     group.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     group.add_argument(
+        "--share-device", action="store_true",
+        help="let several ranks sit on one GPU; emulation: no speed claim",
+    )  # fmt: skip
+    group.add_argument(
+        "--nccl-library", metavar="FILE",
+        help="with --share-device: libnccl.so.2 (2.30 or newer) that ranks load instead of torch's",
+    )  # fmt: skip
+    group.add_argument(
         "--collective", choices=get_args(CollectiveName), default="auto",
         help="what carries the sums between ranks",
     )  # fmt: skip
@@ -319,6 +327,8 @@ def engine_config(args: argparse.Namespace, tp: int) -> EngineConfig:
         steps_in_flight=args.steps_in_flight,
         collective=args.collective,
         device=args.device,
+        share_device=args.share_device,
+        nccl_library=args.nccl_library,
         topology=args.topology,
         topology_settings=tuple(args.set),
         wait_timeout_s=args.wait_timeout,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from tpinfer.config.environment import calm_thread_pools, read_environment
 from tpinfer.launching.seat import choose_device, count_gpus
+from tpinfer.launching.shared_device import preload_variables
 
 if TYPE_CHECKING:
     from tpinfer.launching.seat import Seat
@@ -30,14 +31,18 @@ def run_on_ranks(
     if environment.rank is None:
         tp = 1 if args.tp is None else args.tp
         check(tp)
-        choose_device(args.device, 0, tp, count_gpus(environment.visible_gpus))
+        num_gpus = count_gpus(environment.visible_gpus)
+        choose_device(args.device, 0, tp, num_gpus, shares=args.share_device)
         if tp > 1:
             from tpinfer.launching.ranks import launch
 
-            return launch(argv, tp, preload=ENGINE_MODULES, reads_stdin=reads_stdin)
+            loads = preload_variables(args.nccl_library)
+            # A library comes before torch in fresh processes alone.
+            preload = () if loads else ENGINE_MODULES
+            return launch(argv, tp, preload=preload, variables=loads, reads_stdin=reads_stdin)
     from tpinfer.launching.guard import guard_rank, run_rank
     from tpinfer.launching.seat import seat_from_environment
 
-    seat = seat_from_environment(environment, args.device)
+    seat = seat_from_environment(environment, args.device, shares=args.share_device)
     guard_rank(seat)
     return run_rank(seat, environment, lambda: body(seat))

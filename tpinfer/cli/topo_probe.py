@@ -29,6 +29,8 @@ def add_probe_flags(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     group.add_argument("--seconds", type=float, default=30.0, metavar="S",
                        help="about how long to measure (30)")  # fmt: skip
+    # What it measures is a claim to speed.
+    group.set_defaults(share_device=False, nccl_library=None)
 
 
 def run_probe(args: argparse.Namespace, argv: Sequence[str]) -> int:

@@ -69,6 +69,10 @@ class EngineConfig:
     """Backend of the tensor-parallel collectives."""
     device: DeviceName = "auto"
     """Where ranks compute."""
+    share_device: bool = False
+    """Whether several ranks may sit on one GPU: emulation, with no claim to speed."""
+    nccl_library: str | None = None
+    """libnccl.so.2 to load instead of torch's, in ranks that share a GPU; None keeps torch's."""
     topology: str | None = None
     """Topology file, or name of a shipped one; None measures the ceilings at start-up."""
     topology_settings: tuple[str, ...] = ()
@@ -149,13 +153,20 @@ class EngineConfig:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ConfigError(f"{name}={value!r} is not a number; give one such as 0.5")
-        for name in ("prefix_caching", "batch_invariant", "cuda_graphs"):
+        for name in ("prefix_caching", "batch_invariant", "cuda_graphs", "share_device"):
             if not isinstance(value := getattr(self, name), bool):
                 raise ConfigError(f"{name}={value!r} must be True or False")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ConfigError(f"seed={self.seed!r} must be a whole number")
         if not isinstance(self.topology, str | None):
             raise ConfigError(f"topology={self.topology!r} must be text: a file, or a name")
+        if not isinstance(self.nccl_library, str | None):
+            raise ConfigError(f"nccl_library={self.nccl_library!r} must be text: a file")
+        if self.nccl_library is not None and not self.share_device:
+            raise ConfigError(
+                f"--nccl-library {self.nccl_library} is for ranks that share a GPU; add "
+                "--share-device"
+            )
         if self.topology_settings and self.topology is None:
             raise ConfigError("--set changes a topology; name one with --topology")
 

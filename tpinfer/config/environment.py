@@ -117,6 +117,11 @@ def export_variables(values: Mapping[str, str]) -> None:
     os.environ.update(values)
 
 
+def export_defaults(values: Mapping[str, str]) -> None:
+    """As `export_variables`, but what the user has set stays."""
+    export_variables({name: value for name, value in values.items() if name not in os.environ})
+
+
 def calm_thread_pools() -> None:
     """Let OpenMP's threads spin only shortly before they sleep, unless the user has said how long.
 

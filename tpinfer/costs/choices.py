@@ -84,6 +84,12 @@ def choose_execution(
     )
 
 
+def shared_device_choice(words: str) -> Choice:
+    """That figures of this run claim nothing."""
+    why = "asked for by --share-device; ranks take turns, and what one waits for is no cause"
+    return Choice("shared device", words, why)
+
+
 def attention_choice(is_native: bool, reason: str) -> Choice:
     """What runs attention; `reason` says where the compiled kernel came from, or why there is
     none."""

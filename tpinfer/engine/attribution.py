@@ -118,13 +118,17 @@ class Attributor:
         measured: Sequence[Measurements],
         ledgers: Sequence[CostLedger],
         ceilings: Sequence[Ceilings],
+        emulation: str = "",
     ) -> None:
-        """All sequences run over the ranks, 0 first."""
+        """All sequences run over the ranks, 0 first. `emulation`: why nothing is claimed, told with
+        every window."""
         self._records = [one.records for one in measured]
         self._origin = ceilings[0].origin
         self._classifiers = [StepClassifier(*pair) for pair in zip(ledgers, ceilings, strict=True)]
         self._ledgers = ledgers
         self._matched, self._warnings = self._match()
+        if emulation:
+            self._warnings = (emulation, *self._warnings)
         self._timelines: list[Timeline] = [
             build_timeline(one, classifier, self._matched)
             for one, classifier in zip(measured, self._classifiers, strict=True)

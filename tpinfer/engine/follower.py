@@ -41,7 +41,7 @@ def main() -> int:
     """Be one rank until rank 0 closes."""
     calm_thread_pools()
     config, environment = _from_argument(sys.argv[1]), read_environment()
-    seat = seat_from_environment(environment, config.device)
+    seat = seat_from_environment(environment, config.device, shares=config.share_device)
     guard_rank(seat)
     faulthandler.register(STACKS_SIGNAL, all_threads=True)  # also while it hangs in native code
     return run_rank(seat, environment, lambda: _serve(config, seat))

@@ -105,7 +105,9 @@ class Metrics:
             self._know_ceilings(executor)
             ranks = range(len(measured))
             ledgers = [self._assembly.ledger(rank) for rank in ranks]
-            self._attributor = Attributor(measured, ledgers, self._ceilings)
+            self._attributor = Attributor(
+                measured, ledgers, self._ceilings, self._assembly.emulation
+            )
         return self._attributor
 
     def _know_ceilings(self, executor: Executor) -> None:

@@ -61,7 +61,7 @@ class OpenedEngine:
             self._followers = self._start(config, 0)
             seat = self._followers.seat
         else:
-            seat = seat_from_environment(environment, config.device)
+            seat = seat_from_environment(environment, config.device, shares=config.share_device)
         self.rank = seat.rank
         try:
             self.engine: Engine = open_engine(config, seat, progress, self.tokenizer)
@@ -142,7 +142,10 @@ class OpenedEngine:
 
     def _start(self, config: EngineConfig, generation: int) -> Followers:
         argv = [config_argument(config)]
-        followers = Followers(config.tp, "tpinfer.engine.follower", argv, config.device, generation)
+        followers = Followers(
+            config.tp, "tpinfer.engine.follower", argv, config.device, generation,
+            shares=config.share_device,
+        )  # fmt: skip
         followers.on_end = lambda: self.on_rank_end()
         return followers
 

@@ -202,6 +202,7 @@ def _run_json(assembly: Assembly, facts: RunFacts, dilation: Dilation) -> dict[s
         "num_layers": spec.num_layers,
         "compute_dtype": assembly.choices.compute_dtype.value,
         "collective": assembly.group.name,
+        "emulation": assembly.emulation or None,
         "dilation": dilation.ratio,
         "profiled_step_ns": dilation.profiled_step_ns,
         "unprofiled_step_ns": dilation.unprofiled_step_ns,

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from tpinfer.config.engine import DeviceName
 from tpinfer.config.environment import child_environment
 from tpinfer.config.errors import RankError
 from tpinfer.launching.child import RankProcess
@@ -34,11 +35,18 @@ class Followers:
     """The other ranks of a run whose rank 0 is this process."""
 
     def __init__(
-        self, world: int, module: str, argv: Sequence[str], device: str, generation: int = 0
+        self,
+        world: int,
+        module: str,
+        argv: Sequence[str],
+        device: DeviceName,
+        generation: int = 0,
+        *,
+        shares: bool = False,
     ) -> None:
         """Start ranks 1 to world - 1 as `python -m <module> <argv>`.
 
-        `device` is auto, cpu or cuda. Raises ConfigError or OSError.
+        `shares`: several ranks may sit on one GPU. Raises ConfigError or OSError.
         """
         variables = shared_variables(world, {})
         variables["TORCHELASTIC_RESTART_COUNT"] = str(generation)
@@ -47,7 +55,7 @@ class Followers:
             world=world,
             local_rank=0,
             local_world=world,
-            device=choose_device(device, 0, world, count_gpus(None)),  # pyright: ignore[reportArgumentType]
+            device=choose_device(device, 0, world, count_gpus(None), shares=shares),
             run_id=variables["TORCHELASTIC_RUN_ID"],
             generation=generation,
             launcher="tpinfer",

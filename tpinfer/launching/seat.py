@@ -43,25 +43,29 @@ class Seat:
 
 
 def seat_from_environment(
-    environment: Environment, device: DeviceName = "auto", num_gpus: int | None = None
+    environment: Environment,
+    device: DeviceName = "auto",
+    num_gpus: int | None = None,
+    *,
+    shares: bool = False,
 ) -> Seat:
     """The seat its launcher gave to this process; a lone rank when there is no launcher.
 
-    `num_gpus` are those the process may use, counted from the driver's device files when None.
-    Raises ConfigError for device=cuda without a GPU.
+    `num_gpus` are those the process may use, counted from the driver's device files when None;
+    `shares`: several ranks may sit on one. Raises ConfigError for device=cuda without a GPU.
     """
     if num_gpus is None:
         num_gpus = count_gpus(environment.visible_gpus)
     found = environment.rank
     if found is None:
-        place = choose_device(device, 0, 1, num_gpus)
+        place = choose_device(device, 0, 1, num_gpus, shares=shares)
         return Seat(0, 1, 0, 1, place, f"single-{os.getpid()}-{_start(os.getpid())}", 0, "single")
     return Seat(
         rank=found.rank,
         world=found.world,
         local_rank=found.local_rank,
         local_world=found.local_world,
-        device=choose_device(device, found.local_rank, found.local_world, num_gpus),
+        device=choose_device(device, found.local_rank, found.local_world, num_gpus, shares=shares),
         run_id=run_id_of(found),
         generation=found.restart_count,
         launcher=found.launcher,
@@ -92,13 +96,20 @@ def run_id_of(found: RankEnvironment) -> str:
     return f"{found.launcher}-{digest}"
 
 
-def choose_device(wanted: DeviceName, local_rank: int, local_world: int, num_gpus: int) -> str:
-    """`cuda:i` or `cpu` for one rank. Auto takes GPUs when every rank of the host has its own.
+def choose_device(
+    wanted: DeviceName, local_rank: int, local_world: int, num_gpus: int, *, shares: bool = False
+) -> str:
+    """`cuda:i` or `cpu` for one rank. Auto takes GPUs when every rank of the host has its own, or
+    `shares` says that they need not.
 
     A launcher that shows each rank one GPU (Slurm's `--gpus-per-task`) looks like one GPU shared by
-    all; asking for cuda then means that one. Raises ConfigError for cuda without a GPU.
+    all; asking for cuda then means that one. Raises ConfigError for cuda, or sharing, without a
+    GPU.
     """
-    if wanted == "cpu" or (wanted == "auto" and num_gpus < local_world):
+    if shares and (wanted == "cpu" or num_gpus == 0):
+        why = "and none is visible here" if num_gpus == 0 else "and --device cpu takes none"
+        raise ConfigError(f"--share-device puts ranks on one GPU, {why}; leave it out")
+    if wanted == "cpu" or (wanted == "auto" and num_gpus < local_world and not shares):
         return "cpu"
     if num_gpus == 0:
         raise ConfigError("device=cuda needs a GPU and none is visible here; use --device cpu")

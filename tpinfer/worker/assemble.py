@@ -11,6 +11,7 @@ from tpinfer.checkpoint.reader import CheckpointReader
 from tpinfer.collectives.group import Group
 from tpinfer.collectives.opening import open_group, open_part
 from tpinfer.config.engine import EngineConfig
+from tpinfer.config.environment import export_defaults
 from tpinfer.config.errors import ConfigError
 from tpinfer.config.huggingface import read_model_spec
 from tpinfer.config.model import ModelSpec
@@ -21,6 +22,7 @@ from tpinfer.costs.choices import (
     ExecutionChoices,
     kv_layout_choice,
     recorded_choice,
+    shared_device_choice,
 )
 from tpinfer.costs.collective_sizes import collective_curves
 from tpinfer.costs.decoder_ops import SHARED_KV_OPS
@@ -29,6 +31,7 @@ from tpinfer.costs.ledger import CostLedger
 from tpinfer.decoding.sampler import bind_sampler
 from tpinfer.launching.binding import bind_thread
 from tpinfer.launching.seat import Seat
+from tpinfer.launching.shared_device import SharedDevice, share_device
 from tpinfer.layers.rotary import rotary_table
 from tpinfer.machine.discover import Machine, discover_machine
 from tpinfer.models.decoder import DecoderParts, SharedKV, build_decoder
@@ -65,6 +68,8 @@ class Assembly:
     limits: SchedulerLimits
     worker: Worker
     cache: RankCache
+    emulation: str = ""
+    """Said beside every figure of this run, where its figures claim nothing."""
     unbind: Callable[[], None] = lambda: None
     """Takes the binding to cores back."""
 
@@ -138,9 +143,13 @@ def _connect(
         curves = collective_curves(
             topology, seat.world, row_bytes, config.batched_tokens * row_bytes
         )
+    sharing = _sharing(config, seat)
+    if sharing is not None:
+        choices = choices.with_choice(shared_device_choice(sharing.words))
     group, collective = open_group(
-        config.collective, seat, device, config.wait_timeout_s, facts, progress, curves
-    )
+        config.collective, seat, device, config.wait_timeout_s, facts, progress, curves,
+        None if sharing is None else sharing.by_nccl,
+    )  # fmt: skip
     choices = choices.with_choice(Choice("collective", collective.words, collective.reason))
     choices = choices.with_choice(kv_layout_choice(config, spec, partition))
     groups = [group]
@@ -151,12 +160,24 @@ def _connect(
             groups.append(
                 open_part(group, collective, seat, ranks, device, timeout_s, machine.num_cores)
             )
-        return _load_and_size(config, seat, spec, topology, partition, choices, groups, progress)
+        made = _load_and_size(config, seat, spec, topology, partition, choices, groups, progress)
+        return made if sharing is None else replace(made, emulation=sharing.words)
     except BaseException:
         for one in groups:
             one.abort()
             one.close()
         raise
+
+
+def _sharing(config: EngineConfig, seat: Seat) -> SharedDevice | None:
+    """How ranks share a GPU, where they may and do; their libraries are told."""
+    if not config.share_device or not seat.device.startswith("cuda"):
+        return None
+    place = seat.local_world, torch.cuda.device_count()
+    found = share_device(seat.rank, place, config.collective, config.nccl_library)
+    if found is not None:
+        export_defaults(found.variables)
+    return found
 
 
 def _load_and_size(

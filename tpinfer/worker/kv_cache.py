@@ -41,6 +41,7 @@ def size_cache(
 ) -> tuple[MemoryPlan, ...]:
     """Every rank's plan, all with the number of blocks that the tightest rank has room for. A
     collective call. Raises ConfigError."""
+    group.barrier()  # ranks that share a memory have all taken theirs for weights
     mine = plan_memory(ledger, _memory_request(config, seat, ledger.spec))
     if config.kv_host_bytes and not mine.num_host_blocks:
         block_bytes = mine.kv_bytes_per_token * mine.block_size
@@ -88,7 +89,8 @@ def _memory_request(config: EngineConfig, seat: Seat, spec: ModelSpec) -> Memory
     if seat.device == "cpu":
         available = (available_memory_bytes() - _host_bytes(config, seat)) // seat.local_world
     else:
-        available = torch.cuda.mem_get_info(torch.device(seat.device))[0]
+        num_sharing = -(-seat.local_world // max(1, torch.cuda.device_count()))
+        available = torch.cuda.mem_get_info(torch.device(seat.device))[0] // num_sharing
     return MemoryRequest(
         available_bytes=int(available * config.memory_utilization),
         kv_bytes=config.kv_bytes,

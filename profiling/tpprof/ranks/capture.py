@@ -26,6 +26,8 @@ class Capture:
     """Ranks of one host each: their host rows read one clock."""
     samples: Mapping[int, ClockSamples] = field(default_factory=dict)
     """Per rank, the clocks of its device."""
+    emulation: str = ""
+    """Why the run's times have no cause worth telling; empty where they have."""
 
 
 _Read = TypeVar("_Read")
@@ -33,6 +35,7 @@ _Read = TypeVar("_Read")
 
 class _Run(msgspec.Struct):
     dilation: float | None = None
+    emulation: str | None = None
 
 
 class _HostClock(msgspec.Struct):
@@ -42,11 +45,13 @@ class _HostClock(msgspec.Struct):
 def read_capture(sources: Iterable[str]) -> Capture:
     """Look beside the traces of a run."""
     folders = {Path(source).parent for source in sources if source}
-    dilation, clocks, samples = None, [], {}
+    dilation, clocks, samples, emulation = None, [], {}, ""
     for folder in sorted(folders):
         run = _read(folder / "run.json", _Run)
         if run is not None and run.dilation is not None and run.dilation > 0:
             dilation = run.dilation
+        if run is not None and run.emulation:
+            emulation = run.emulation
         for path in sorted(folder.glob("clock-*.json")) if folder.is_dir() else []:
             host = _read(path, _HostClock)
             if host is not None:
@@ -55,7 +60,7 @@ def read_capture(sources: Iterable[str]) -> Capture:
             found = read_clock_samples(path)
             if found is not None:
                 samples[found.rank] = found
-    return Capture(dilation, tuple(clocks), samples)
+    return Capture(dilation, tuple(clocks), samples, emulation)
 
 
 def _read(path: Path, kind: type[_Read]) -> _Read | None:

@@ -32,6 +32,11 @@ def advise(report: Report) -> list[str]:
     shown = next((one for one in report.ranks if one.rank == report.rank_shown), None)
     if shown is None or not report.wall_ns:
         return []
+    if report.emulation:
+        return [
+            f"{report.emulation[:1].upper()}{report.emulation[1:]}: take no advice from its times; "
+            "record the run on a machine with a GPU for every rank."
+        ]
     ops = sum_ops(report.ops, report.rank_shown)
     findings = [*_waiting(report), *_transfer(report, ops), *_host(shown), *_kernels(report, ops)]
     findings += _clocks(report)

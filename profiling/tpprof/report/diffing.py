@@ -190,7 +190,9 @@ def _ops(before: Report, after: Report, per: tuple[int, int]) -> list[Change]:
 
 
 def _doubts(before: Report, after: Report) -> list[str]:
-    doubts = []
+    doubts = [
+        f"{name}: {one.emulation}" for name, one in (("A", before), ("B", after)) if one.emulation
+    ]
     if len(before.ranks) != len(after.ranks):
         doubts.append(
             f"A has {len(before.ranks)} ranks, B has {len(after.ranks)}: use scale to compare sizes"

@@ -206,6 +206,8 @@ def _doubts(smallest_tp: int, smallest: Report, tp: int, report: Report) -> list
             f"{texts[1] or 'none'}: record the same steps at both sizes"
         )
     for size, one in ((smallest_tp, smallest), (tp, report)):
+        if one.emulation:
+            doubts.append(f"tp={size} is {one.emulation}")
         if one.dilation is not None and one.dilation > 1.05:
             doubts.append(
                 f"tp={size} ran {one.dilation:.2f} times as long while it was recorded: gaps and "

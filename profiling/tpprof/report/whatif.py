@@ -298,7 +298,7 @@ def _plan_waits(trace: Trace) -> list[tuple[int, int, int]]:
 
 
 def _doubts(run: RankFindings, dropped: int, used: int) -> list[str]:
-    doubts = []
+    doubts = [run.capture.emulation] if run.capture.emulation else []
     if dropped:
         doubts.append(
             f"{dropped} of {dropped + used} collectives lie outside the recording of a rank, or on "
