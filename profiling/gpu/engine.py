@@ -2,7 +2,7 @@
 Llama-3.1-8B in bfloat16, random weights made on the device.
 
     python profiling/gpu/engine.py --out profiling/results/gpu/engine.json [--only ceilings,decode]
-    [--budget-s 540] [--shape llama-3.1-8b]
+    [--budget-s 540] [--shape llama-3.1-8b] [--rows 1,32,64]
 
 Parts run one after the other in processes of their own: `ceilings` (read and copy bandwidth, matrix
 rate), `decode` (1, 32 and 64 rows at a mean context of 1k, with one and two steps in flight, and
@@ -40,6 +40,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "profiling/results/gpu/engine.json")
     parser.add_argument("--only", default=",".join(LIMITS_S))
     parser.add_argument("--shape", default="llama-3.1-8b")
+    parser.add_argument("--rows", default="1,32,64", help="of decode, each with two in flight")
     parser.add_argument("--budget-s", type=float, default=540.0)
     parser.add_argument("--part", choices=list(LIMITS_S), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -67,6 +68,7 @@ def run_part(part: str, args: argparse.Namespace, limit_s: float) -> Any:
     if limit_s < 5:
         return {"skipped": "the time budget is spent"}
     command = [sys.executable, __file__, "--part", part, "--shape", args.shape]
+    command += ["--rows", args.rows]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, cwd=ROOT)
     except subprocess.TimeoutExpired as late:
@@ -112,14 +114,17 @@ def part_decode(args: argparse.Namespace) -> dict[str, Any]:
     """TPOT in ms by rows and steps in flight, and the six words of one request in ns."""
     found: dict[str, Any] = {}
     length = CONTEXT - NUM_TOKENS // 2
-    for rows, depth in ((1, 1), (1, 2), (32, 2), (64, 2)):
+    sizes = [int(rows) for rows in args.rows.split(",")]
+    cases = [(rows, 2) for rows in sizes] + [(1, 1)] * (1 in sizes)
+    for rows, depth in cases:
         run = generated(args, rows, length, NUM_TOKENS, steps_in_flight=depth)
         found[f"rows {rows}, in flight {depth}"] = {
             "tpot_ms": run.tpot_s * 1e3, "rollup_ns": run.rollup,
         }  # fmt: skip
         print(f"rows {rows}, in flight {depth}: {run.tpot_s * 1e3:.3f} ms", flush=True)
-    plain = generated(args, 1, length, NUM_TOKENS, cuda_graphs=False)
-    found["rows 1, op by op"] = {"tpot_ms": plain.tpot_s * 1e3, "rollup_ns": plain.rollup}
+    if 1 in sizes:
+        plain = generated(args, 1, length, NUM_TOKENS, cuda_graphs=False)
+        found["rows 1, op by op"] = {"tpot_ms": plain.tpot_s * 1e3, "rollup_ns": plain.rollup}
     return found
 
 

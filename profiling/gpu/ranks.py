@@ -6,10 +6,10 @@ speed claim.
 
 C: symmetric memory, gloo beside it. A: `--nccl`, an NCCL of 2.30 or newer, for everything. B:
 torch's own NCCL, a host name per rank. Each in float32, greedy tokens against tp=1, and in
-bfloat16, where log-probabilities of the prompt's tokens are compared. A private MPS daemon, started and ended here,
-lets ranks run side by side instead of in turns (C and A; B goes without). Route A at tp=2 also
-writes NCCL's own log and a recording, from which tpprof draws no cause. Several cases run at once:
-most of a case is starting processes. Without a GPU it ends with exit code 3.
+bfloat16, where log-probabilities of the prompt's tokens are compared. A private MPS daemon, started
+and ended here, lets ranks run side by side instead of in turns (C and A; B goes without). Route A
+at tp=2 also writes NCCL's own log and a recording, from which tpprof draws no cause. Several cases
+run at once: most of a case is starting processes. Without a GPU it ends with exit code 3.
 """
 
 import argparse
