@@ -146,12 +146,16 @@ def run_case(
     if done.returncode:
         return {"exit": done.returncode, "tail": first_call.text_tail(done.stderr, 900)}
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    said = ("collective", "shared device", "recorded steps", "attention", "layers", "linears")
+    topics = ("collective", "shared device", "recorded steps", "attention", "layers", "linears")
+
+    def said(line: str) -> bool:
+        return line.strip().startswith(topics)
+
     return {
         "tokens": [line["token_ids"] for line in lines],
         "logprobs": [flat_logprobs(line.get("prompt_logprobs")) for line in lines],
         "seconds": round(time.monotonic() - began, 1),
-        "choices": [line for line in done.stderr.splitlines() if line.startswith(said)],
+        "choices": [line.strip() for line in done.stderr.splitlines() if said(line)],
     }
 
 

@@ -54,7 +54,7 @@ def bind_attention(layout: HeadLayout, head_dim: int, window: int | None) -> Att
             query_THD = F.pad(query_THD, padding)
         query_TKGD = query_THD.unflatten(1, (layout.num_kv_heads, layout.group_size))
         outs = [_attend_one(query_TKGD, cache, span, window) for span in spans.sequences]
-        out_THD = (outs[0] if len(outs) == 1 else torch.cat(outs)).view(-1, num_padded, head_dim)
+        out_THD = (outs[0] if len(outs) == 1 else torch.cat(outs)).reshape(-1, num_padded, head_dim)
         if layout.is_whole:
             return out_THD
         return out_THD[:, layout.offset : layout.offset + layout.num_heads]

@@ -25,6 +25,7 @@ from tpinfer.collectives.symmetric_memory import (
     allocate_segments,
     share_segments,
     sum_large,
+    unregister_name,
 )
 from tpinfer.config.dtypes import DType
 from tpinfer.config.errors import RankError
@@ -143,6 +144,8 @@ class DeviceGroup(Group):
         self.rest.abort()
 
     def close(self) -> None:
+        if self._segments is not None:
+            unregister_name(self._segments.group_name)
         self._segments = self.one_shot = None
         self.rest.close()
 

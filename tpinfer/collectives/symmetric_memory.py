@@ -5,6 +5,7 @@ memory. Allocated and shared once, before any step is recorded. What runs over i
 torch calls this interface alpha: whatever it raises is a reason not to use it, not an error.
 """
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from tpinfer.collectives.sum_routes import RouteName
 from tpinfer.config.errors import RankError
 
 if TYPE_CHECKING:
-    from torch._C._distributed_c10d import Store
+    from torch._C._distributed_c10d import ProcessGroup, Store
 
 _PAD_BYTES = 16
 """torch's ops work in words of up to 16 bytes, of which each rank adds its share."""
@@ -31,6 +32,8 @@ class SymmetricSegments:
     group_name: str
     """What torch's ops know the ranks by."""
     has_multicast: bool
+    registered: "ProcessGroup"
+    """Kept, as torch's table of names does not: its ops look the ranks up in it."""
 
     def addresses(self) -> torch.Tensor:
         """int64 [P] on the device: where each rank's segment lies in this process."""
@@ -62,20 +65,39 @@ def share_segments(
     (rank, size). Raises RankError."""
     try:
         import torch.distributed._symmetric_memory as symmetric_memory
-        from torch._C._distributed_c10d import (
-            _SymmetricMemory,  # pyright: ignore[reportPrivateUsage]
-        )
 
         symmetric: Any = symmetric_memory
-        rank, size = place
+        size = place[1]
         own, large = segments
-        _SymmetricMemory.set_group_info(group_name, rank, size, store)
+        registered = _register(group_name, store, place)
         handle, of_large = (symmetric.rendezvous(one, group_name) for one in (own, large))
         everyone = [handle.get_buffer(r, tuple(own.shape), torch.uint8) for r in range(size)]
         has_multicast = bool(of_large.multicast_ptr)
     except Exception as error:  # as above
         raise _cannot(error) from error
-    return SymmetricSegments(tuple(everyone), large, group_name, has_multicast)
+    return SymmetricSegments(tuple(everyone), large, group_name, has_multicast, registered)
+
+
+def unregister_name(group_name: str) -> None:
+    """Let torch forget the ranks that it knows by this name, if it does."""
+    from torch._C import _distributed_c10d as c10d
+
+    internal: Any = c10d
+    with contextlib.suppress(Exception):  # alpha: it may refuse a name that it does not know
+        internal._unregister_process_group(group_name)
+
+
+def _register(group_name: str, store: "Store", place: tuple[int, int]) -> "ProcessGroup":
+    """Tell torch who the ranks are: 2.11 finds them in its table of process groups by name, other
+    versions by what `set_group_info` says. Only the store is ever used."""
+    from torch._C import _distributed_c10d as c10d
+
+    internal: Any = c10d
+    group = internal.ProcessGroup(store, *place)
+    group._set_group_name(group_name)
+    internal._register_process_group(group_name, group)
+    internal._SymmetricMemory.set_group_info(group_name, *place, store)
+    return group
 
 
 def _cannot(error: Exception) -> RankError:

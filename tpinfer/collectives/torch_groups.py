@@ -8,6 +8,9 @@ what was told in the meeting can join. Such hosts belong into a network of their
 own links (NCCL_SOCKET_IFNAME and NCCL_IB_HCA say which).
 """
 
+import contextlib
+import threading
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +24,9 @@ from tpinfer.collectives.group import Group
 from tpinfer.collectives.meeting import Meeting
 from tpinfer.config.errors import RankError
 
+_ABORT_S = 5.0
+"""How long the end of a communicator may take."""
+
 
 class TorchGroup(GatheredGroup):
     """A group over one of torch's process groups."""
@@ -30,6 +36,7 @@ class TorchGroup(GatheredGroup):
         self.name = name
         self.can_record = name == "nccl"
         self._group = process_group
+        self._is_closed = False
 
     def all_reduce(self, tensor: torch.Tensor) -> None:
         self._wait(self._group.allreduce([tensor]))
@@ -55,6 +62,18 @@ class TorchGroup(GatheredGroup):
     def recv(self, tensor: torch.Tensor, source: int) -> None:
         self._wait(self._group.recv([tensor], source, 0))
 
+    def abort(self) -> None:
+        """NCCL ends its kernels, also those that wait for a peer; gloo's peers notice by their
+        time-out."""
+        if self.name == "nccl" and not self._is_closed:
+            _end_within(_ABORT_S, self._group.abort)
+
+    def close(self) -> None:
+        if self.name == "nccl" and not self._is_closed:
+            # What is left to the interpreter's end hangs there, on some rank, in any order.
+            self._is_closed = True
+            _end_within(_ABORT_S, self._group.shutdown)
+
     def _wait(self, work: dist.Work | None) -> None:
         try:
             if work is not None:
@@ -64,6 +83,19 @@ class TorchGroup(GatheredGroup):
                 f"{self.name}: a collective failed ({str(error)[:200]}); "
                 "another rank has died or hangs - look at its output"
             ) from error
+
+
+def _end_within(limit_s: float, call: Callable[[], None]) -> None:
+    """Run what ends a communicator, and go on without it where it hangs or fails: NCCL waits for
+    kernels and recordings that another rank's death can keep from ending."""
+
+    def run() -> None:
+        with contextlib.suppress(RuntimeError):
+            call()
+
+    thread = threading.Thread(target=run, name="tpinfer-nccl-end", daemon=True)
+    thread.start()
+    thread.join(limit_s)
 
 
 class MeetingStore(Store):

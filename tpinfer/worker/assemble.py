@@ -84,7 +84,8 @@ class Assembly:
             group.abort()
 
     def close(self) -> None:
-        """Let go of the groups. Can be called twice."""
+        """Let go of the groups, and first of recordings that use them. Can be called twice."""
+        self.worker.forget_recorded()
         for group in self.groups:
             group.close()
         self.unbind()

@@ -90,6 +90,10 @@ class DeviceRun:
         except Exception as error:
             raise OpFailure(first + len(self._issued_ns) - 1) from error
 
+    def forget_recorded(self) -> None:
+        """Let go of the recording that was replayed last."""
+        self._recorded = None
+
     def fetch(self, tokens: torch.Tensor, waits: torch.Tensor | None = None) -> None:
         """Send int64 [rows] tokens to the host, behind the step, and with them the waits of its
         collectives (int64 ns), before a later step overwrites them."""

@@ -153,10 +153,15 @@ class CudaRecorder:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(device)
+        # A pool whose last graph has died takes no other: this one stays.
+        self._keeper = self._captured(lambda: torch.zeros(1, device=device))
 
     def record(self, call: Callable[[], None]) -> Replay:
         """As `Recorder.record`. Other threads may use the device meanwhile: NCCL's watchdog asks it
         for its events."""
+        return self._captured(call).replay
+
+    def _captured(self, call: Callable[[], object]) -> torch.cuda.CUDAGraph:
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(
@@ -164,7 +169,7 @@ class CudaRecorder:
         ):
             call()
         torch.cuda.synchronize(self._device)
-        return graph.replay
+        return graph
 
     def op_shares(self, call: Callable[[Mark], None], num_ops: int) -> list[float]:
         """As `Recorder.op_shares`, from a recording of its own with an event behind every op."""

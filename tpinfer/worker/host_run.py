@@ -49,6 +49,9 @@ class HostRun:
         ends += run_timed(program[recorded.num_model_ops :], acts, step).ends_ns
         self._times = OpTimes(start_ns, ends, None)
 
+    def forget_recorded(self) -> None:
+        """A recording is not kept here."""
+
     def fetch(self, tokens: torch.Tensor, waits: torch.Tensor | None = None) -> None:
         """Read int64 [rows] tokens, and the waits that its collectives left where groups keep
         them in a tensor."""

@@ -115,6 +115,12 @@ class Worker:
         """Replay these where they can run a step."""
         self._recorded = steps
 
+    def forget_recorded(self) -> None:
+        """Let the recordings go. NCCL does not end a communicator that one of them uses."""
+        self._recorded = None
+        for run in self._runs:
+            run.forget_recorded()
+
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step."""
         return self.issue(plan)()
