@@ -18,7 +18,7 @@ pytestmark = pytest.mark.ranks
 def probe(file: Path, *flags: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "tpinfer", "topo", "probe", str(file), *flags]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=240, check=False, env=user_environment()
+        command, capture_output=True, text=True, timeout=400, check=False, env=user_environment()
     )
 
 
@@ -43,7 +43,8 @@ def test_what_two_ranks_and_then_one_reach(tmp_path: Path) -> None:
     kinds = {op.kind for op in two.ops}
     assert {"embed", "linear", "norm", "rope", "attention", "activation"} <= kinds
     linear = next(op for op in two.ops if op.kind == "linear")
-    assert set(linear.rates) >= {1, 8, 64, 512} and linear.dtype is DType.BFLOAT16
+    assert set(linear.rates) >= {1, 8, 64, 512}
+    assert linear.dtype in (DType.BFLOAT16, DType.FLOAT32), "whichever this CPU multiplies faster"
     assert all(op.floor_s or op.bytes_per_s or op.flops_per_s or op.rates for op in two.ops)
     assert "linear" in done.stdout
     [group] = read_measured(beside).groups

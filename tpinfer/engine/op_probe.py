@@ -28,6 +28,7 @@ from tpinfer.worker.assemble import Assembly, assemble
 _SHAPE, _NUM_LAYERS, _BLOCK = "shape:qwen3-1.7b", 4, 16
 _MOST_ROWS, _MOST_TOKENS, _LONGEST = 64, 512, 640
 _LEAST_STEPS, _SKIPPED = 4, 2
+_LONG_STEP_S = 0.25  # one that takes so long is timed once, after one that does not count
 _GREEDY = SamplingRecord(temperature=0.0)
 
 
@@ -88,23 +89,29 @@ class _Steps:
             tensor.fill_(1)
 
     def run(self, load: _Load, budget_s: float) -> list[StepRecord]:
-        """Records of the steps that count. Every rank runs as many: the first one says how long the
-        first steps took it."""
+        """Records of the steps that count. Every rank runs as many: the first ones say how long
+        they took it."""
         worker, records = self._worker, []
         self._admit(load)
-        count, began = _SKIPPED + _LEAST_STEPS, perf_counter()
+        count, skipped, began = _SKIPPED + _LEAST_STEPS, _SKIPPED, perf_counter()
         while len(records) < count:
             records += self._step(load)
-            if len(records) == _SKIPPED + 1:
-                count = self._agreed(load, budget_s / max(perf_counter() - began, 1e-6))
+            if len(records) == 1 and self._agreed(perf_counter() - began < _LONG_STEP_S) < 1:
+                count, skipped = 2, 1
+            elif len(records) == _SKIPPED + 1:
+                spent_s = max(perf_counter() - began, 1e-6)
+                count = int(self._agreed(self._steps_within(load, budget_s / spent_s)))
         worker.rows.release(tuple(range(load.num_sequences)))
-        return records[_SKIPPED:]
+        return records[skipped:]
 
-    def _agreed(self, load: _Load, factor: float) -> int:
-        """Steps that fit the budget, `factor` times those done so far; the fewest of any rank."""
+    def _steps_within(self, load: _Load, factor: float) -> int:
+        """Steps that fit the budget, `factor` times those done so far."""
         most = _LONGEST - load.context - 1 if load.num_new == 1 else 1000
-        wanted = min(most, max(_SKIPPED + _LEAST_STEPS, int((_SKIPPED + 1) * factor)))
-        return int(min(_everyone(self._assembly, [float(wanted)])[:, 0]))
+        return min(most, max(_SKIPPED + _LEAST_STEPS, int((_SKIPPED + 1) * factor)))
+
+    def _agreed(self, value: float) -> float:
+        """The least of any rank's."""
+        return float(min(_everyone(self._assembly, [float(value)])[:, 0]))
 
     def _admit(self, load: _Load) -> None:
         self._fresh = True
