@@ -34,6 +34,8 @@ class SymmetricSegments:
     has_multicast: bool
     registered: "ProcessGroup"
     """Kept, as torch's table of names does not: its ops look the ranks up in it."""
+    held: tuple[Any, ...]
+    """What the memory and its mappings end with: `everyone` are views that keep neither."""
 
     def addresses(self) -> torch.Tensor:
         """int64 [P] on the device: where each rank's segment lies in this process."""
@@ -68,14 +70,15 @@ def share_segments(
 
         symmetric: Any = symmetric_memory
         size = place[1]
-        own, large = segments
         registered = _register(group_name, store, place)
-        handle, of_large = (symmetric.rendezvous(one, group_name) for one in (own, large))
-        everyone = [handle.get_buffer(r, tuple(own.shape), torch.uint8) for r in range(size)]
-        has_multicast = bool(of_large.multicast_ptr)
+        handles = [symmetric.rendezvous(one, group_name) for one in segments]
+        shape, large = tuple(segments[0].shape), segments[1]
+        everyone = tuple(handles[0].get_buffer(r, shape, torch.uint8) for r in range(size))
+        has_multicast = bool(handles[1].multicast_ptr)
     except Exception as error:  # as above
         raise _cannot(error) from error
-    return SymmetricSegments(tuple(everyone), large, group_name, has_multicast, registered)
+    held = (*segments, *handles)
+    return SymmetricSegments(everyone, large, group_name, has_multicast, registered, held)
 
 
 def unregister_name(group_name: str) -> None:

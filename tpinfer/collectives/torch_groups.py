@@ -24,8 +24,8 @@ from tpinfer.collectives.group import Group
 from tpinfer.collectives.meeting import Meeting
 from tpinfer.config.errors import RankError
 
-_ABORT_S = 5.0
-"""How long the end of a communicator may take."""
+_ABORT_S = 3.0
+"""How long the end of a communicator may take; a rank has two, and 10 s behind rank 0's end."""
 
 
 class TorchGroup(GatheredGroup):

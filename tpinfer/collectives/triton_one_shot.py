@@ -167,7 +167,7 @@ def gather_parts(
         for peer in tl.static_range(WORLD):
             theirs = _part(segments_ptr, peer, count, half_bytes, t_ptr)
             part = tl.load(theirs + at, mask=at < num_elements, cache_modifier=".cg")
-            place = out_ptr + peer * num_elements.to(tl.int64)
+            place = out_ptr + tl.cast(peer * num_elements, tl.int64)
             tl.store(place + at, part, mask=at < num_elements)
     _keep_count(launches_ptr, count, SLOTS)
 
