@@ -266,6 +266,7 @@ def compiled() -> None:
         constants = {
             "GROUP": 1, "PLACE": 0, "BLOCK": 16, "D": head_dim, "G": 4, "TOKENS": tokens,
             "M": max(16, tokens * 4), "N": 64, "D_PADDED": head_dim, "NUM_SPLITS": splits,
+            "MERGED": min(splits, 4),
             "STORED": {"i8": 1, "u8": 2}.get(stored, 0), "SLIDES": lse, "HAS_LSE": lse,
             "PRECISION": "ieee" if dtype == "fp32" else "tf32",
         }  # fmt: skip

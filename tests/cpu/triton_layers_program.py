@@ -22,8 +22,10 @@ from tpinfer.decoding.triton_passes import TritonPasses, best_of_chunks  # noqa:
 from tpinfer.decoding.vocab_passes import TorchPasses  # noqa: E402
 from tpinfer.layers.layer_ops import TorchLayerOps  # noqa: E402
 from tpinfer.layers.load_triton import load_triton_layers  # noqa: E402
+from tpinfer.layers.skinny import SkinnyMatMul  # noqa: E402
 from tpinfer.layers.step_inputs import Activations  # noqa: E402
-from tpinfer.layers.triton_norm import gate_rows, norm_rows  # noqa: E402
+from tpinfer.layers.triton_linear import MOST_ROWS, TILES  # noqa: E402
+from tpinfer.layers.triton_norm import add_norm, gate_rows, norm_rows  # noqa: E402
 from tpinfer.layers.triton_ops import TritonLayerOps  # noqa: E402
 from tpinfer.layers.triton_rope import rotate_and_write  # noqa: E402
 from tpinfer.numerics.row_quantize import dequantize_rows  # noqa: E402
@@ -55,6 +57,10 @@ def norms() -> None:
                     acts = Activations()
                     acts.residual, acts.delta = residual.clone(), delta.clone()
                     ops.bind_norm(weight, 1e-5, adds_delta=adds)(acts, step)
+                    if ops is FUSED and rows == 1 and not adds:  # the product's to do
+                        deferred = acts.deferred
+                        assert deferred is not None and deferred[0] is weight
+                        acts.hidden = add_norm(acts.residual, None, *deferred)
                     hidden = acts.hidden
                     ops.bind_final_norm(weight, 1e-5)(acts, step)
                     both.append((acts.residual, hidden, acts.hidden))
@@ -204,10 +210,19 @@ def decoder() -> None:
                 directory = write_checkpoint(name, Path(folder))
                 expected = greedy(directory)
                 held = thread_ranks.TorchLayerOps, thread_ranks.TorchPasses
+                plain = thread_ranks.plain_matmul
                 thread_ranks.TorchLayerOps, thread_ranks.TorchPasses = TritonLayerOps, TritonPasses
-                found = greedy(directory)
+                for bind in (plain, _always_own) if name == "qwen3-norms" else (_always_own,):
+                    thread_ranks.plain_matmul = bind
+                    found = greedy(directory)
+                    assert found == expected, (name, bind, found, expected)
                 thread_ranks.TorchLayerOps, thread_ranks.TorchPasses = held
-                assert found == expected, (name, found, expected)
+                thread_ranks.plain_matmul = plain
+
+
+def _always_own(weight: torch.Tensor, bias: torch.Tensor | None) -> SkinnyMatMul:
+    """A product whose single row takes the ops around it along."""
+    return SkinnyMatMul(weight, bias, (None, TILES[1], *[None] * (MOST_ROWS - 1)), False)
 
 
 def compiled() -> None:

@@ -12,8 +12,15 @@ if CASE != "compiled":
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
-from tpinfer.layers.skinny import SkinnyProducts  # noqa: E402
-from tpinfer.layers.triton_linear import TILES, few_rows, one_row, skinny_product  # noqa: E402
+from tpinfer.layers.skinny import SkinnyMatMul, SkinnyProducts, load_skinny  # noqa: E402
+from tpinfer.layers.triton_linear import (  # noqa: E402
+    MOST_ROWS,
+    TILES,
+    few_rows,
+    one_row,
+    skinny_product,
+    tiles_for,
+)
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
@@ -21,16 +28,67 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 def products() -> None:
     """Odd sizes, strided input, with and without a bias, against torch's in float32."""
     for dtype, tolerance in TOLERANCE.items():
-        for rows, columns, inner in ((1, 40, 64), (1, 7, 1100), (2, 33, 72), (16, 20, 520)):
+        shapes = (
+            (1, 40, 64),
+            (1, 7, 1100),
+            (2, 33, 72),
+            (16, 20, 520),
+            (17, 40, 72),
+            (64, 70, 136),
+        )
+        for rows, columns, inner in shapes:
             torch.manual_seed(inner)
             wide = torch.randn(rows, inner + 8).to(dtype)
             x, weight = wide[:, :inner], (torch.randn(columns, inner) / inner**0.5).to(dtype)
             for bias in (None, torch.randn(columns).to(dtype)):
                 exact = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
-                for tile in TILES:
+                for tile in tiles_for(rows):
                     found = skinny_product(x, weight, bias, tile)
                     assert found.dtype is dtype and found.shape == (rows, columns)
                     torch.testing.assert_close(found.float(), exact, atol=tolerance, rtol=tolerance)
+
+
+def fused() -> None:
+    """Norm, gate and addition inside products of one row, against ops of their own in float32."""
+    for dtype, tolerance in TOLERANCE.items():
+        for width, inner in ((40, 64), (9, 1100)):
+            torch.manual_seed(inner)
+            x, norm = torch.randn(1, inner).to(dtype), torch.rand(inner).to(dtype)
+            weight = (torch.randn(2 * width, inner) / inner**0.5).to(dtype)
+            residual = torch.randn(1, 2 * width).to(dtype)
+            hidden = F.rms_norm(x.float(), (inner,), norm.float(), 1e-5)
+            for bias in (None, torch.randn(2 * width).to(dtype)):
+                wide = None if bias is None else bias.float()
+                product = F.linear(hidden, weight.float(), wide)
+                gate, up = product.chunk(2, -1)
+                plain = F.linear(x.float(), weight.float(), wide)
+                for tile in TILES:
+                    one = SkinnyMatMul(weight, bias, (None, tile), False)
+                    added = residual.clone()
+                    one.add_to(added, x)
+                    pairs = (
+                        (one.normed(x, (norm, 1e-5)), product),
+                        (one.gated(x, (norm, 1e-5)), F.silu(gate) * up),
+                        (added, residual.float() + plain),
+                    )
+                    for found, exact in pairs:
+                        assert found.dtype is dtype
+                        limit = 2 * tolerance
+                        torch.testing.assert_close(found.float(), exact, atol=limit, rtol=limit)
+
+
+def loading() -> None:
+    """What is tried before the kernels are used."""
+    found, why = load_skinny_here()
+    assert found is not None and not found.dependent, why
+
+
+def load_skinny_here() -> tuple[SkinnyProducts | None, str]:
+    """Without the timer, which needs a device with events."""
+    from tpinfer.layers import skinny
+
+    setattr(skinny, "device_timer", lambda device: lambda call: 1.0)  # noqa: B010
+    return load_skinny(torch.device("cpu"))
 
 
 def choices() -> None:
@@ -39,17 +97,18 @@ def choices() -> None:
     torch_is_slow = {"now": True}
 
     def time(call: object) -> float:
-        is_own = "skinny_product" in getattr(call, "__code__").co_names  # noqa: B009
+        is_own = "_own" in getattr(call, "__code__").co_names  # noqa: B009
         step = next(clock) * 1e-9
         return step + (1.0 if is_own == torch_is_slow["now"] else 2.0)
 
-    weight, x = torch.randn(24, 40), torch.randn(20, 40)
+    weight, x = torch.randn(24, 40), torch.randn(MOST_ROWS + 1, 40)
     products = SkinnyProducts(time)
     matmul = products.bind(weight, None)
-    assert set(products.chosen) == {(24, 40, 1), (24, 40, 4), (24, 40, 16)}
-    assert all(products.chosen.values()) and "in 3 of 3 cases" in products.words()
+    assert set(products.chosen) == {(24, 40, rows) for rows in (1, 4, 16, 32, 64)}
+    assert all(products.chosen.values()) and "in 5 of 5 cases" in products.words()
+    assert matmul.fuses
     assert "2.00 times torch's rate" in products.words()
-    for rows in (1, 2, 3, 16, 17, 20):
+    for rows in (1, 2, 3, 16, 17, 33, 64, 65):
         torch.testing.assert_close(matmul(x[:rows]), F.linear(x[:rows], weight))
     assert matmul(x[:0]).shape == (0, 24)
     before = next(clock)
@@ -57,35 +116,49 @@ def choices() -> None:
     assert next(clock) == before + 1, "the shape is known"
     torch_is_slow["now"] = False
     products = SkinnyProducts(time)
-    products.bind(weight, None)
-    assert not any(products.chosen.values()) and "in 0 of 3 cases" in products.words()
+    assert not products.bind(weight, None).fuses
+    assert not any(products.chosen.values()) and "in 0 of 5 cases" in products.words()
 
 
 def compiled() -> None:
-    """For sm_90, without one."""
+    """For sm_90, without one, launched dependent and not."""
+    for dtype in ("bf16", "fp32"):
+        for dependent in (False, True):
+            common: dict[str, object] = {"HAS_BIAS": True, "DEPENDENT": dependent}
+            for tile in TILES[:2]:
+                for flags in ((), ("NORMS",), ("NORMS", "GATES"), ("ADDS",)):
+                    chosen = {name: name in flags for name in ("NORMS", "ADDS", "GATES")}
+                    halved = tile.columns // 2 if "GATES" in flags else tile.columns
+                    constants = {"COLUMNS": halved, "INNER": tile.inner, **common, **chosen}
+                    compile_for_gpu(one_row, dtype, constants, tile.num_warps, 3)
+            for rows in (16, 32, 64):
+                for tile in tiles_for(rows)[:2]:
+                    constants = {"ROWS": rows, "COLUMNS": max(16, tile.columns), **common}
+                    constants["INNER"] = min(512, tile.inner)
+                    constants["PRECISION"] = "ieee" if dtype == "fp32" else "tf32"
+                    if dtype == "fp32" and rows > 16:
+                        continue  # wider than shared memory: what does not compile is not chosen
+                    compile_for_gpu(few_rows, dtype, constants, tile.num_warps, tile.num_stages)
+
+
+def compile_for_gpu(
+    kernel, dtype: str, constants: dict[str, object], num_warps: int, num_stages: int
+) -> None:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    for dtype in ("bf16", "fp32"):
-        for kernel in (one_row, few_rows):
-            for tile in TILES[:2]:
-                constants: dict[str, object] = {
-                    "COLUMNS": tile.columns, "INNER": tile.inner, "HAS_BIAS": True
-                }  # fmt: skip
-                if kernel is few_rows:
-                    constants |= {"COLUMNS": max(16, tile.columns), "INNER": min(512, tile.inner)}
-                    constants["PRECISION"] = "ieee" if dtype == "fp32" else "tf32"
-                pointers = ("x", "weight", "bias", "out")
-                signature = {
-                    name: "constexpr" if name in constants
-                    else f"*{dtype}" if name in pointers else "i32"
-                    for name in kernel.arg_names
-                }  # fmt: skip
-                source = ASTSource(kernel, signature, constexprs=constants)
-                options = {"num_warps": tile.num_warps, "num_stages": 3}
-                made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-                assert made.asm["cubin"], "no machine code"
+    pointers = ("x", "weight", "bias", "norm", "out")
+    signature = {
+        name: "constexpr" if name in constants
+        else f"*{dtype}" if name in pointers else "fp32" if name == "eps" else "i32"
+        for name in kernel.arg_names
+    }  # fmt: skip
+    source = ASTSource(kernel, signature, constexprs=constants)
+    options = {"num_warps": num_warps, "num_stages": num_stages}
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    assert made.asm["cubin"], "no machine code"
+    assert ("griddepcontrol.wait" in made.asm["ptx"]) == constants["DEPENDENT"]
 
 
 if __name__ == "__main__":

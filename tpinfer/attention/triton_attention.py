@@ -24,6 +24,8 @@ MOST_DECODE_TOKENS = 8
 MOST_SPLITS = 32
 _NUM_KEYS = 64
 _PROGRAMS_PER_PROCESSOR = 2
+_MERGED_ELEMENTS = 1 << 14
+"""Of the parts that a program reads at once when it merges: 128 registers of 128 threads."""
 _MANY = 2**30
 _LOG2E = 1.4426950408889634
 
@@ -139,7 +141,7 @@ class TritonAttention:
         if scales is not None:
             is_int = cache.dtype is torch.int8
             stored = triton_paged.INT8 if is_int else triton_paged.FP8
-        exact = bound.query.dtype is torch.float32
+        exact, padded = bound.query.dtype is torch.float32, max(16, _power_of_2(head_dim))
         triton_paged.paged_attention[num_tiles * num_splits, paged.num_sequences, num_kv_heads](
             bound.query, bound.out, bound.lse if has_lse else bound.out,
             cache.values_2KSD, scales if scales is not None else cache.values_2KSD,
@@ -150,7 +152,8 @@ class TritonAttention:
             bound.window or 0, head_dim**-0.5 * _LOG2E, shortest, longest,
             GROUP=self._kv.group_size, PLACE=self._kv.place, BLOCK=self._kv.block_size, D=head_dim,
             G=size, TOKENS=tokens, M=num_rows, N=_NUM_KEYS,
-            D_PADDED=max(16, _power_of_2(head_dim)), NUM_SPLITS=num_splits,
+            D_PADDED=padded, NUM_SPLITS=num_splits,
+            MERGED=max(1, min(num_splits, _MERGED_ELEMENTS // (num_rows * padded))),
             STORED=stored, SLIDES=bound.window is not None, HAS_LSE=has_lse,
             PRECISION="ieee" if exact else "tf32",
             num_warps=8 if is_prefill or num_rows >= 128 else 4,  # pyright: ignore[reportCallIssue]

@@ -88,8 +88,8 @@ def paged_attention(
     scale_log2, shortest, longest,
     GROUP: tl.constexpr, PLACE: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr,
     G: tl.constexpr, TOKENS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    D_PADDED: tl.constexpr, NUM_SPLITS: tl.constexpr, STORED: tl.constexpr, SLIDES: tl.constexpr,
-    HAS_LSE: tl.constexpr, PRECISION: tl.constexpr,
+    D_PADDED: tl.constexpr, NUM_SPLITS: tl.constexpr, MERGED: tl.constexpr, STORED: tl.constexpr,
+    SLIDES: tl.constexpr, HAS_LSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Grid: (query tiles of TOKENS x NUM_SPLITS, S, K). Sequences of fewer than `shortest` or more
     than `longest` query tokens are left to another launch.
@@ -98,9 +98,9 @@ def paged_attention(
     apart; lse_TH float32 [T, H], natural logarithms. values_2KSD [2, K, slots, D], scales_2KS
     float32 [2, K, slots] where STORED is in 8 bits. partial_out float32 [S, K, NUM_SPLITS, M, D],
     partial_lse float32 [S, K, NUM_SPLITS, M] and arrived int32 [S, K], all 0 at the first launch,
-    are used where NUM_SPLITS > 1, which takes one query tile. head_offset: of the first local query
-    head inside its group. scale_log2: softmax scale x log2(e). GROUP ranks share a KV head's
-    blocks, this one holds those of class PLACE.
+    are used where NUM_SPLITS > 1, which takes one query tile; MERGED parts are read at
+    once. head_offset: of the first local query head inside its group. scale_log2: softmax scale x
+    log2(e). GROUP ranks share a KV head's blocks, this one holds those of class PLACE.
     """
     split, tile = tl.program_id(0) % NUM_SPLITS, tl.program_id(0) // NUM_SPLITS
     sequence, kv_head = tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -180,7 +180,7 @@ def paged_attention(
         mine = (corner * NUM_SPLITS + split) * M
         tl.store(
             partial_out + (mine + lines)[:, None] * D + dims[None, :], accumulated,
-            mask=(dims < D)[None, :], cache_modifier=".cg",
+            mask=(lines < TOKENS * G)[:, None] & (dims < D)[None, :], cache_modifier=".cg",
         )  # fmt: skip
         tl.store(partial_lse + mine + lines, lse, cache_modifier=".cg")
         tl.debug_barrier()  # the count is one thread's: the others' stores come before it
@@ -189,22 +189,31 @@ def paged_attention(
             return
         tl.store(arrived + corner, 0)
         tl.debug_barrier()
+        # Sums of exponents of all splits first, so that no load of a part waits for another's.
+        splits = tl.arange(0, NUM_SPLITS)
+        first_part = corner * NUM_SPLITS * M
+        all_lse = tl.load(
+            partial_lse + first_part + splits[:, None] * M + lines[None, :],
+            mask=(splits < num_used)[:, None], other=float("-inf"), cache_modifier=".cg",
+        )  # fmt: skip
+        highest = tl.max(all_lse, 0)
+        floor = tl.where(highest == float("-inf"), 0.0, highest)
+        total = tl.sum(tl.exp2(all_lse - floor[None, :]), 0)
         accumulated = tl.zeros([M, D_PADDED], tl.float32)
-        highest = tl.full([M], float("-inf"), tl.float32)
-        total = tl.zeros([M], tl.float32)
-        for other in tl.range(0, num_used):
-            its = (corner * NUM_SPLITS + other) * M
-            its_lse = tl.load(partial_lse + its + lines, cache_modifier=".cg")
-            its_out = tl.load(
-                partial_out + (its + lines)[:, None] * D + dims[None, :],
-                mask=(dims < D)[None, :], other=0.0, cache_modifier=".cg",
-            )  # fmt: skip
-            new_highest = tl.maximum(highest, its_lse)
-            floor = tl.where(new_highest == float("-inf"), 0.0, new_highest)
-            weight, shrunk = tl.exp2(its_lse - floor), tl.exp2(highest - floor)
-            accumulated = accumulated * shrunk[:, None] + its_out * weight[:, None]
-            total = total * shrunk + weight
-            highest = new_highest
+        is_real = (lines < TOKENS * G)[:, None] & (dims < D)[None, :]
+        for few in tl.range(0, num_used, MERGED):
+            for one in tl.static_range(MERGED):
+                other = few + one
+                its = first_part + other * M
+                its_lse = tl.load(
+                    partial_lse + its + lines, mask=other < num_used, other=float("-inf"),
+                    cache_modifier=".cg",
+                )  # fmt: skip
+                its_out = tl.load(
+                    partial_out + (its + lines)[:, None] * D + dims[None, :],
+                    mask=is_real & (other < num_used), other=0.0, cache_modifier=".cg",
+                )  # fmt: skip
+                accumulated += its_out * tl.exp2(its_lse - floor)[:, None]
         saw = total > 0
         divisor = tl.where(saw, total, 1.0)
         accumulated = accumulated / divisor[:, None]

@@ -55,7 +55,9 @@ def bind_any_logits(norm_weight: torch.Tensor, eps: float, matmul: MatMul) -> An
     shape = norm_weight.shape
 
     def logits_of(acts: Activations, tokens: torch.Tensor) -> torch.Tensor:
-        last = acts.residual.index_select(0, tokens) + acts.delta.index_select(0, tokens)
+        last = acts.residual.index_select(0, tokens)
+        if acts.delta is not None:
+            last += acts.delta.index_select(0, tokens)
         return matmul(F.rms_norm(last, shape, norm_weight, eps)).float()
 
     return logits_of

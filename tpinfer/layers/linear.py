@@ -39,6 +39,7 @@ def bind_reduce(
     norm behind it, which then does nothing."""
 
     def reduce(acts: Activations, step: StepInputs) -> None:
+        assert acts.delta is not None, "partial sums are never added before they are whole"
         hidden = None if normed is None else normed(acts.delta, acts.residual)
         if hidden is not None:
             acts.hidden, acts.normed = hidden, True

@@ -19,6 +19,7 @@ def bind_activation() -> OpCall:
     """gated = silu(gate) * up, [T, F]."""
 
     def activation(acts: Activations, step: StepInputs) -> None:
+        assert acts.gate_up is not None, "the product before activates nothing here"
         gate, up = acts.gate_up.chunk(2, -1)
         acts.gated = F.silu(gate).mul_(up)
 

@@ -15,7 +15,7 @@ def bind_norm(weight: torch.Tensor, eps: float, *, adds_delta: bool) -> OpCall:
         if acts.normed:
             acts.normed = False
             return
-        if adds_delta:
+        if adds_delta and acts.delta is not None:
             acts.residual = acts.residual.add_(acts.delta)
         acts.hidden = F.rms_norm(acts.residual, shape, weight, eps)
 
@@ -30,7 +30,10 @@ def bind_final_norm(weight: torch.Tensor, eps: float) -> OpCall:
         rows = step.logit_rows
         residual, delta = acts.residual, acts.delta
         if rows.shape[0] != residual.shape[0]:
-            residual, delta = residual.index_select(0, rows), delta.index_select(0, rows)
-        acts.hidden = F.rms_norm(residual + delta, shape, weight, eps)
+            residual = residual.index_select(0, rows)
+            delta = None if delta is None else delta.index_select(0, rows)
+        if delta is not None:
+            residual = residual + delta
+        acts.hidden = F.rms_norm(residual, shape, weight, eps)
 
     return norm

@@ -13,13 +13,78 @@ import torch
 import torch.nn.functional as F
 
 from tpinfer.layers.matmul import MatMul
-from tpinfer.layers.triton_linear import MOST_ROWS, TILES, Tile, skinny_product
+from tpinfer.layers.triton_linear import (
+    MOST_ROWS,
+    TILES,
+    Tile,
+    launches_dependent,
+    one_row_product,
+    skinny_product,
+    tiles_for,
+)
 
 Time = Callable[[Callable[[], object]], float]
 """Seconds of one call whose weights are not in a cache."""
-_SAMPLED_ROWS = (1, 4, 16)
+_SAMPLED_ROWS = (1, 4, 16, 32, 64)
 _REPEATS = 5
 _TOLERANCES = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+@dataclass(frozen=True, slots=True)
+class SkinnyMatMul:
+    """The product with one weight, of any number of rows."""
+
+    weight: torch.Tensor
+    """[N, K]."""
+    bias: torch.Tensor | None
+    by_rows: tuple[Tile | None, ...]
+    """How it is cut for each number of rows up to MOST_ROWS; None where torch is as fast."""
+    dependent: bool
+    """Launched dependent."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[T, K] -> [T, N]."""
+        tile = self.by_rows[len(x)] if len(x) <= MOST_ROWS else None
+        if tile is None:
+            return F.linear(x, self.weight, self.bias)
+        return skinny_product(x, self.weight, self.bias, tile, dependent=self.dependent)
+
+    @property
+    def fuses(self) -> bool:
+        """Whether one row may go through `normed`, `gated` and `add_to`."""
+        return self.by_rows[1] is not None
+
+    def normed(self, x_1K: torch.Tensor, norm: tuple[torch.Tensor, float]) -> torch.Tensor:
+        """The product [1, N] of rms_norm(x) * weight; `norm` is (weight [K], eps)."""
+        out = x_1K.new_empty(1, self.weight.shape[0])
+        self._run(x_1K, out, norm)
+        return out
+
+    def gated(self, x_1K: torch.Tensor, norm: tuple[torch.Tensor, float]) -> torch.Tensor:
+        """silu(gate) * up [1, N / 2] of `normed`'s product, the gate's columns first."""
+        out = x_1K.new_empty(1, self.weight.shape[0] // 2)
+        self._run(x_1K, out, norm, gates=True)
+        return out
+
+    def add_to(self, residual_1N: torch.Tensor, x_1K: torch.Tensor) -> None:
+        """residual += the product, rounded before it is added."""
+        self._run(x_1K, residual_1N, None, adds=True)
+
+    def _run(
+        self,
+        x: torch.Tensor,
+        out: torch.Tensor,
+        norm: tuple[torch.Tensor, float] | None,
+        *,
+        adds: bool = False,
+        gates: bool = False,
+    ) -> None:
+        tile = self.by_rows[1]
+        assert tile is not None, "whoever calls has asked `fuses`"
+        one_row_product(
+            x if x.stride(1) == 1 else x.contiguous(), self.weight, self.bias, tile, out, norm,
+            adds=adds, gates=gates, dependent=self.dependent,
+        )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -27,6 +92,8 @@ class SkinnyProducts:
     """Binds products; what was measured for a shape is kept for weights of the same shape."""
 
     time: Time
+    dependent: bool = False
+    """Kernels are launched dependent."""
     chosen: dict[tuple[int, int, int], Tile | None] = field(default_factory=dict)
     """(N, K, least rows it is for) -> the fastest tile, or None where torch is as fast."""
     faster: list[float] = field(default_factory=list)
@@ -35,15 +102,8 @@ class SkinnyProducts:
     def bind(self, weight: torch.Tensor, bias: torch.Tensor | None) -> MatMul:
         """The product with a weight [N, K], of any number of rows."""
         tiles = {rows: self._tile(weight, rows) for rows in _SAMPLED_ROWS}
-        by_rows = [_of_rows(tiles, rows) for rows in range(MOST_ROWS + 1)]
-
-        def matmul(x: torch.Tensor) -> torch.Tensor:
-            tile = by_rows[len(x)] if len(x) <= MOST_ROWS else None
-            if tile is None:
-                return F.linear(x, weight, bias)
-            return skinny_product(x, weight, bias, tile)
-
-        return matmul
+        by_rows = tuple(_of_rows(tiles, rows) for rows in range(MOST_ROWS + 1))
+        return SkinnyMatMul(weight, bias, by_rows, self.dependent)
 
     def words(self) -> str:
         """What was chosen, for people."""
@@ -64,16 +124,19 @@ class SkinnyProducts:
         bound = _TOLERANCES[weight.dtype] * float(expected.abs().max())
         torch_s = best_s = self._typical(lambda: F.linear(x, weight))
         best: Tile | None = None
-        for tile in TILES:
-            error = float((skinny_product(x, weight, None, tile) - expected).abs().max())
+        for tile in tiles_for(rows):
+            error = float((self._own(x, weight, tile) - expected).abs().max())
             if not error <= bound:
                 continue
-            tile_s = self._typical(lambda tile=tile: skinny_product(x, weight, None, tile))
+            tile_s = self._typical(lambda tile=tile: self._own(x, weight, tile))
             if tile_s < best_s:
                 best, best_s = tile, tile_s
         if best is not None:
             self.faster.append(torch_s / best_s)
         return best
+
+    def _own(self, x: torch.Tensor, weight: torch.Tensor, tile: Tile) -> torch.Tensor:
+        return skinny_product(x, weight, None, tile, dependent=self.dependent)
 
     def _typical(self, call: Callable[[], object]) -> float:
         call()
@@ -106,12 +169,38 @@ def device_timer(device: torch.device) -> Time:
 def load_skinny(device: torch.device) -> tuple[SkinnyProducts | None, str]:
     """(products, ""), or (None, why not): the kernels are tried once on a small weight."""
     try:
-        weight = torch.ones(64, 128, dtype=torch.float32, device=device)
-        for rows in (1, 2):
-            found = skinny_product(weight[:rows], weight, None, TILES[0])
-            if float((found - 128).abs().max()) > 1e-3:
-                return None, "the kernel for few rows is wrong here"
+        dependent = launches_dependent(device)
+        for rows in (1, 2, 24):
+            x, weight = _small(device, rows, 128), _small(device, 64, 128)
+            found = skinny_product(x, weight, None, tiles_for(rows)[0], dependent=dependent)
+            if _error(found, F.linear(x, weight)) > 1e-3:
+                return None, f"the kernel for {rows} rows is wrong here"
+        if _why_fused_wrong(device, dependent=dependent) > 1e-3:
+            return None, "the kernel for one row and the ops around it is wrong here"
     except Exception as failure:  # the compiler's own, the driver's, whatever ptxas says
         first = (str(failure).splitlines() or [type(failure).__name__])[0]
         return None, f"the kernel for few rows does not run here: {first[:160]}"
-    return SkinnyProducts(device_timer(device)), ""
+    return SkinnyProducts(device_timer(device), dependent), ""
+
+
+def _why_fused_wrong(device: torch.device, *, dependent: bool) -> float:
+    """Largest error of norm, gate, and addition around products of one row: an MLP."""
+    gate_up, down = _small(device, 96, 128), _small(device, 128, 48)
+    residual, weight = _small(device, 1, 128), _small(device, 1, 128)[0]
+    tiles: tuple[Tile | None, ...] = (None, TILES[0])
+    hidden = F.rms_norm(residual, weight.shape, weight, 1e-5)
+    gate, up = F.linear(hidden, gate_up).chunk(2, -1)
+    expected = residual + F.linear(F.silu(gate) * up, down)
+    made = [SkinnyMatMul(part, None, tiles, dependent) for part in (gate_up, down)]
+    made[1].add_to(residual, made[0].gated(residual, (weight, 1e-5)))
+    return _error(residual, expected)
+
+
+def _small(device: torch.device, *shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.rand(shape, generator=generator).sub_(0.5).to(device)
+
+
+def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference; infinite where something is not a number."""
+    return float((found - expected).abs().nan_to_num(float("inf")).max())

@@ -81,6 +81,7 @@ class Activations:
     """The named buffers of one step: each op reads some and sets one. Nothing survives the step."""
 
     __slots__ = (
+        "deferred",
         "delta",
         "gate_up",
         "gated",
@@ -100,8 +101,10 @@ class Activations:
 
     residual: torch.Tensor
     """[T, M] the stream that every layer adds to."""
-    delta: torch.Tensor
-    """[T, M] what the last attention or MLP adds to it."""
+    delta: torch.Tensor | None
+    """[T, M] what the last attention or MLP adds to it; None where it has added it already."""
+    deferred: "tuple[torch.Tensor, float] | None"
+    """(weight, eps) of a norm of residual that is left to the next product, instead of hidden."""
     hidden: torch.Tensor
     """[T, M] normed input of the next linear; [R, M] behind the final norm."""
     normed: bool
@@ -115,8 +118,8 @@ class Activations:
     """float32 [g, T, W, D + 1] attention over this rank's keys, log-sum-exp in the last column."""
     mixed: torch.Tensor
     """[T, H * D] attention output of the local heads."""
-    gate_up: torch.Tensor
-    """[T, 2F] local gate and up columns."""
+    gate_up: torch.Tensor | None
+    """[T, 2F] local gate and up columns; None where gated is made of them already."""
     gated: torch.Tensor
     """[T, F] silu(gate) * up."""
     logits: torch.Tensor
@@ -132,6 +135,7 @@ class Activations:
 
     def __init__(self) -> None:
         self.normed = False
+        self.deferred = None
 
 
 OpCall = Callable[[Activations, StepInputs], None]

@@ -1,8 +1,15 @@
 """Products of a few rows with a weight, at the rate at which the weight can be read.
 
-One row is multiplied element by element and summed; 2 to 16 rows go through the tensor cores,
-padded to 16. A program has some columns of the output for itself and walks their whole inner
-dimension, so sums have one order whatever else runs: no atomics, the same bits every time.
+One row is multiplied element by element and summed; 2 to 64 rows go through the tensor cores,
+padded to 16, 32 or 64. A program has some columns of the output for itself and walks their whole
+inner dimension, so sums have one order whatever else runs: no atomics, the same bits every time.
+
+The kernel of one row takes the ops around it along, each of which would be a launch of its own that
+reads next to nothing: the RMSNorm of its input in front, the addition to the residual or the gated
+SiLU behind.
+
+From sm_90 on the kernels are launched dependent (programmatic dependent launch): one begins while
+the kernel before it ends, and reads its first weights, which no kernel writes, before it waits.
 
 Letters: T rows, N columns of output, K of input.
 """
@@ -16,8 +23,9 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-MOST_ROWS = 16
+MOST_ROWS = 64
 """Rows that these kernels take."""
 
 
@@ -30,51 +38,107 @@ class Tile:
     inner: int
     """Elements of the inner dimension that it reads at once."""
     num_warps: int
+    num_stages: int = 3
 
 
 TILES = (Tile(8, 1024, 4), Tile(16, 512, 4), Tile(16, 256, 8), Tile(32, 256, 4))
-"""What is tried on a device, for one row and for more."""
+"""What is tried on a device for up to 16 rows."""
+MANY_TILES = (Tile(32, 128, 4, 4), Tile(64, 128, 4, 4), Tile(128, 64, 8, 4))
+"""What is tried for more."""
+
+
+def tiles_for(num_rows: int) -> tuple[Tile, ...]:
+    """What is tried on a device for a number of rows."""
+    return TILES if num_rows <= 16 else MANY_TILES
+
+
+def launches_dependent(device: torch.device) -> bool:
+    """Whether kernels can be launched dependent there."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @triton.jit
 def one_row(
-    x, weight, bias, out, num_columns, num_inner,
-    COLUMNS: tl.constexpr, INNER: tl.constexpr, HAS_BIAS: tl.constexpr,
+    x, weight, bias, norm, out, num_columns, num_inner, eps,
+    COLUMNS: tl.constexpr, INNER: tl.constexpr, HAS_BIAS: tl.constexpr, NORMS: tl.constexpr,
+    ADDS: tl.constexpr, GATES: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """out [N] = x [K] @ weight [N, K].T + bias [N]. Grid: (N / COLUMNS)."""
+    """out [N] = x [K] @ weight [N, K].T + bias [N]. Grid: (N / COLUMNS).
+
+    NORMS: of rms_norm(x) * norm [K], whose factor is taken out of the sum. ADDS: added to what is
+    in out. GATES: weight [2N, K] and bias [2N], silu of the product with the first half times that
+    with the second. Rounds where ops of their own would, but behind the norm.
+    """
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < num_columns
     rows = weight + columns.to(tl.int64)[:, None] * num_inner
+    others = rows + num_columns.to(tl.int64) * num_inner
     places = tl.arange(0, INNER)
+    read = inside[:, None] & (places < num_inner)[None, :]
+    at = places[None, :]
+    part = tl.load(rows + at, mask=read, other=0.0, eviction_policy="evict_first")
+    if GATES:
+        second = tl.load(others + at, mask=read, other=0.0, eviction_policy="evict_first")
+    if DEPENDENT:
+        gdc_launch_dependents()
+        gdc_wait()
     total = tl.zeros([COLUMNS, INNER], tl.float32)
+    up = tl.zeros([COLUMNS, INNER], tl.float32)
+    squares = tl.zeros([INNER], tl.float32)
     for start in tl.range(0, num_inner, INNER):
         here = start + places
         mask = here < num_inner
-        part = tl.load(
-            rows + here[None, :], mask=inside[:, None] & mask[None, :], other=0.0,
-            eviction_policy="evict_first",
-        )  # fmt: skip
         value = tl.load(x + here, mask=mask, other=0.0).to(tl.float32)
+        if NORMS:
+            squares += value * value
+            value *= tl.load(norm + here, mask=mask, other=0.0).to(tl.float32)
         total += part.to(tl.float32) * value[None, :]
+        following = here + INNER
+        read = inside[:, None] & (following < num_inner)[None, :]
+        at = following[None, :]
+        part = tl.load(rows + at, mask=read, other=0.0, eviction_policy="evict_first")
+        if GATES:
+            up += second.to(tl.float32) * value[None, :]
+            second = tl.load(others + at, mask=read, other=0.0, eviction_policy="evict_first")
+    kind = out.dtype.element_ty
     found = tl.sum(total, 1)
+    if NORMS:
+        factor = tl.rsqrt(tl.sum(squares, 0) / num_inner + eps)
+        found *= factor
     if HAS_BIAS:
         found += tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + columns, found.to(out.dtype.element_ty), mask=inside)
+    if GATES:
+        product = tl.sum(up, 1)
+        if NORMS:
+            product *= factor
+        if HAS_BIAS:
+            product += tl.load(bias + num_columns + columns, mask=inside, other=0.0).to(tl.float32)
+        wide = found.to(kind).to(tl.float32)
+        silu = tl.div_rn(wide, 1.0 + tl.exp(-wide)).to(kind)
+        found = silu.to(tl.float32) * product.to(kind).to(tl.float32)
+    if ADDS:
+        before = tl.load(out + columns, mask=inside, other=0.0).to(tl.float32)
+        found = before + found.to(kind).to(tl.float32)
+    tl.store(out + columns, found.to(kind), mask=inside)
 
 
 @triton.jit
 def few_rows(
     x, weight, bias, out, num_rows, num_columns, num_inner, x_stride,
-    COLUMNS: tl.constexpr, INNER: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, HAS_BIAS: tl.constexpr,
+    PRECISION: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """out [T, N] = x [T, K] @ weight [N, K].T + bias [N] for T up to 16. Grid: (N / COLUMNS)."""
+    """out [T, N] = x [T, K] @ weight [N, K].T + bias [N] for T up to ROWS. Grid: (N / COLUMNS)."""
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    lines = tl.arange(0, 16)
+    lines = tl.arange(0, ROWS)
     inside, is_row = columns < num_columns, lines < num_rows
     rows = weight + columns.to(tl.int64)[:, None] * num_inner
     tokens = x + lines.to(tl.int64)[:, None] * x_stride
     places = tl.arange(0, INNER)
-    total = tl.zeros([COLUMNS, 16], tl.float32)
+    total = tl.zeros([COLUMNS, ROWS], tl.float32)
+    if DEPENDENT:
+        gdc_launch_dependents()
+        gdc_wait()
     for start in tl.range(0, num_inner, INNER):
         here = start + places
         mask = here < num_inner
@@ -91,7 +155,12 @@ def few_rows(
 
 
 def skinny_product(
-    x_TK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, tile: Tile
+    x_TK: torch.Tensor,
+    weight_NK: torch.Tensor,
+    bias_N: torch.Tensor | None,
+    tile: Tile,
+    *,
+    dependent: bool = False,
 ) -> torch.Tensor:
     """[T, N] in x's dtype, for T from 1 to MOST_ROWS; the weight is contiguous, float32 inside."""
     num_rows, num_inner = x_TK.shape
@@ -99,22 +168,49 @@ def skinny_product(
     if x_TK.stride(1) != 1:
         x_TK = x_TK.contiguous()
     out_TN = x_TK.new_empty(num_rows, num_columns)
-    bias = out_TN if bias_N is None else bias_N
     if num_rows == 1:
-        columns = tile.columns
-        one_row[(-(-num_columns // columns),)](
-            x_TK, weight_NK, bias, out_TN, num_columns, num_inner, COLUMNS=columns,
-            INNER=tile.inner, HAS_BIAS=bias_N is not None,
-            num_warps=tile.num_warps,  # pyright: ignore[reportCallIssue]
-        )  # fmt: skip
+        one_row_product(x_TK, weight_NK, bias_N, tile, out_TN, dependent=dependent)
         return out_TN
     columns = max(16, tile.columns)  # least of a tensor core's tile
     exact = x_TK.dtype is torch.float32
+    lines = 16 if num_rows <= 16 else 32 if num_rows <= 32 else 64
     few_rows[(-(-num_columns // columns),)](
-        x_TK, weight_NK, bias, out_TN, num_rows, num_columns, num_inner, x_TK.stride(0),
-        COLUMNS=columns, INNER=min(tile.inner, 512), HAS_BIAS=bias_N is not None,
-        PRECISION="ieee" if exact else "tf32",
+        x_TK, weight_NK, out_TN if bias_N is None else bias_N, out_TN, num_rows, num_columns,
+        num_inner, x_TK.stride(0), ROWS=lines, COLUMNS=columns, INNER=min(tile.inner, 512),
+        HAS_BIAS=bias_N is not None, PRECISION="ieee" if exact else "tf32", DEPENDENT=dependent,
         num_warps=tile.num_warps,  # pyright: ignore[reportCallIssue]
-        num_stages=3,  # pyright: ignore[reportCallIssue]
+        num_stages=tile.num_stages,  # pyright: ignore[reportCallIssue]
+        **_launch(dependent),
     )  # fmt: skip
     return out_TN
+
+
+def one_row_product(
+    x_1K: torch.Tensor,
+    weight_NK: torch.Tensor,
+    bias_N: torch.Tensor | None,
+    tile: Tile,
+    out_1N: torch.Tensor,
+    norm: tuple[torch.Tensor, float] | None = None,
+    *,
+    adds: bool = False,
+    gates: bool = False,
+    dependent: bool = False,
+) -> None:
+    """out = x @ weight.T + bias, of one contiguous row, all in one dtype. `norm` (weight [K], eps):
+    of rms_norm(x) * weight. `adds`: out += it. `gates`: weight [2N, K], out = silu(first) *
+    second."""
+    num_columns, columns = out_1N.shape[1], tile.columns // 2 if gates else tile.columns
+    norm_K, eps = (x_1K, 0.0) if norm is None else norm
+    one_row[(-(-num_columns // columns),)](
+        x_1K, weight_NK, out_1N if bias_N is None else bias_N, norm_K, out_1N, num_columns,
+        x_1K.shape[1], eps, COLUMNS=columns, INNER=tile.inner, HAS_BIAS=bias_N is not None,
+        NORMS=norm is not None, ADDS=adds, GATES=gates, DEPENDENT=dependent,
+        num_warps=tile.num_warps,  # pyright: ignore[reportCallIssue]
+        **_launch(dependent),
+    )  # fmt: skip
+
+
+def _launch(dependent: bool) -> dict[str, bool]:
+    """Options of a launch that older compilers and the interpreter need not know."""
+    return {"launch_pdl": True} if dependent else {}

@@ -71,14 +71,17 @@ def add_norm(
 
 def gather_norm(
     residual_TM: torch.Tensor,
-    delta_TM: torch.Tensor,
+    delta_TM: torch.Tensor | None,
     rows_R: torch.Tensor,
     weight_M: torch.Tensor,
     eps: float,
 ) -> torch.Tensor:
-    """rms_norm(residual + delta) of some rows (int64 [R]), [R, M]; changes neither."""
+    """rms_norm(residual + delta) of some rows (int64 [R]), [R, M]; changes neither. Without delta
+    of the residual alone."""
     hidden = residual_TM.new_empty(rows_R.shape[0], residual_TM.shape[1])
-    _launch(residual_TM, delta_TM, rows_R, weight_M, hidden, eps, adds=True, keeps=False)
+    adds = delta_TM is not None
+    delta = residual_TM if delta_TM is None else delta_TM
+    _launch(residual_TM, delta, rows_R, weight_M, hidden, eps, adds=adds, keeps=False)
     return hidden
 
 

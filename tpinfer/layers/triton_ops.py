@@ -1,17 +1,20 @@
-"""The ops of a layer by fused kernels around torch's products. Imported only where Triton is
+"""The ops of a layer by fused kernels around and inside products. Imported only where Triton is
 chosen."""
 
 import torch
 
 from tpinfer.attention.paged_kv import LayerKV
 from tpinfer.layers.layer_ops import TorchLayerOps
+from tpinfer.layers.matmul import MatMul
+from tpinfer.layers.skinny import SkinnyMatMul
 from tpinfer.layers.step_inputs import Activations, OpCall, StepInputs
 from tpinfer.layers.triton_norm import add_norm, gate, gather_norm
 from tpinfer.layers.triton_rope import bind_fused_rope
 
 
 class TritonLayerOps(TorchLayerOps):
-    """One kernel each for norm, rotation with the cache's write, activation and final norm."""
+    """One kernel each for norm, rotation with the cache's write, activation and final norm. A
+    single row is normed, activated and added inside the products where these are own kernels."""
 
     def bind_norm(self, weight: torch.Tensor, eps: float, *, adds_delta: bool) -> OpCall:
         """As `LayerOps.bind_norm`."""
@@ -21,9 +24,27 @@ class TritonLayerOps(TorchLayerOps):
                 acts.normed = False
                 return
             delta = acts.delta if adds_delta else None
+            if delta is None and acts.residual.shape[0] == 1:
+                acts.deferred = weight, eps
+                return
             acts.hidden = add_norm(acts.residual, delta, weight, eps)
 
         return norm
+
+    def bind_qkv(self, name: str) -> OpCall:
+        """As `LayerOps.bind_qkv`."""
+        matmul, one = self._matmuls[name], self._one_row(name)
+
+        def qkv(acts: Activations, step: StepInputs) -> None:
+            norm, acts.deferred = acts.deferred, None
+            if norm is None:
+                acts.qkv = matmul(acts.hidden)
+            elif one is not None:
+                acts.qkv = one.normed(acts.residual, norm)
+            else:
+                acts.qkv = matmul(add_norm(acts.residual, None, *norm))
+
+        return qkv
 
     def bind_rope(
         self,
@@ -36,13 +57,47 @@ class TritonLayerOps(TorchLayerOps):
         """As `LayerOps.bind_rope`."""
         return bind_fused_rope(cache, num_heads, num_kv_heads, head_norms, eps)
 
+    def bind_out(self, name: str, *, is_whole: bool) -> OpCall:
+        """As `LayerOps.bind_out`."""
+        matmul, one = self._matmuls[name], self._one_row(name) if is_whole else None
+
+        def out(acts: Activations, step: StepInputs) -> None:
+            acts.delta = _added(matmul, one, acts.mixed, acts.residual)
+
+        return out
+
+    def bind_gate_up(self, name: str) -> OpCall:
+        """As `LayerOps.bind_gate_up`."""
+        matmul, one = self._matmuls[name], self._one_row(name)
+
+        def gate_up(acts: Activations, step: StepInputs) -> None:
+            norm, acts.deferred = acts.deferred, None
+            if norm is None:
+                acts.gate_up = matmul(acts.hidden)
+            elif one is not None:
+                acts.gate_up, acts.gated = None, one.gated(acts.residual, norm)
+            else:
+                acts.gate_up = matmul(add_norm(acts.residual, None, *norm))
+
+        return gate_up
+
     def bind_activation(self) -> OpCall:
         """As `LayerOps.bind_activation`."""
 
         def activation(acts: Activations, step: StepInputs) -> None:
-            acts.gated = gate(acts.gate_up)
+            if acts.gate_up is not None:
+                acts.gated = gate(acts.gate_up)
 
         return activation
+
+    def bind_down(self, name: str, *, is_whole: bool) -> OpCall:
+        """As `LayerOps.bind_down`."""
+        matmul, one = self._matmuls[name], self._one_row(name) if is_whole else None
+
+        def down(acts: Activations, step: StepInputs) -> None:
+            acts.delta = _added(matmul, one, acts.gated, acts.residual)
+
+        return down
 
     def bind_final_norm(self, weight: torch.Tensor, eps: float) -> OpCall:
         """As `LayerOps.bind_final_norm`."""
@@ -51,3 +106,18 @@ class TritonLayerOps(TorchLayerOps):
             acts.hidden = gather_norm(acts.residual, acts.delta, step.logit_rows, weight, eps)
 
         return norm
+
+    def _one_row(self, name: str) -> SkinnyMatMul | None:
+        """A product that takes the ops around it along for one row."""
+        matmul = self._matmuls[name]
+        return matmul if isinstance(matmul, SkinnyMatMul) and matmul.fuses else None
+
+
+def _added(
+    matmul: MatMul, one: SkinnyMatMul | None, x: torch.Tensor, residual: torch.Tensor
+) -> torch.Tensor | None:
+    """The product with x, for whoever adds it to the residual; None where it has been added."""
+    if one is None or x.shape[0] != 1:
+        return matmul(x)
+    one.add_to(residual, x)
+    return None

@@ -199,6 +199,8 @@ def _load_and_size(
     kernels, choices = choose_kernels(
         parameters, choices, shared, device, batch_invariant=config.batch_invariant
     )
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what choosing kernels needed is room for keys and values
     progress("sizing the KV cache")
     memory_by_rank = size_cache(config, seat, ledger, group, device)
     memory = memory_by_rank[seat.rank]
