@@ -129,7 +129,9 @@ def measured(rank: int, size: int, meeting: Path) -> dict[str, Any]:
             "own without stamps": lambda t=t: unstamped.sum(t, stamps),
             **torch_kinds(t, device, GROUP),
         }
-        if len(rows) <= 64:
+        if num_bytes > one_shot.half_bytes:
+            del kinds["own"], kinds["own without stamps"]
+        elif len(rows) <= 64:
             kinds["own with norm"] = lambda rows=rows: one_shot.sum_and_norm(
                 rows, rows, weight, 1e-5, stamps
             )

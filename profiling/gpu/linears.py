@@ -1,5 +1,5 @@
-"""Products with the weights of Llama-3.1-8B on one GPU: torch's against the own kernels, by rows and
-tile; and all of a step's products of one row behind each other in one recorded graph.
+"""Products with the weights of Llama-3.1-8B on one GPU: torch's against the own kernels, by rows
+and tile; and all of a step's products of one row behind each other in one recorded graph.
 
     python profiling/gpu/linears.py --out profiling/results/gpu/linears.json [--rows 1,4,16,32,64]
 
@@ -62,19 +62,25 @@ def by_tile(sizes: list[int]) -> dict[str, dict[str, float]]:
     import torch.nn.functional as F
 
     from tpinfer.layers.skinny import device_timer
-    from tpinfer.layers.triton_linear import launches_dependent, skinny_product, tiles_for
+    from tpinfer.layers.triton_linear import (
+        launches_dependent,
+        skinny_product,
+        split_space,
+        tiles_for,
+    )
 
     device = torch.device("cuda")
     timer, dependent = device_timer(device), launches_dependent(device)
     found: dict[str, dict[str, float]] = {}
     for name, (columns, inner) in SHAPES.items():
         weight = torch.randn(columns, inner, device=device, dtype=torch.bfloat16)
+        space = split_space(columns, device)
         for rows in sizes:
             x = torch.randn(rows, inner, device=device, dtype=torch.bfloat16)
             calls: dict[str, Any] = {"torch": lambda x=x, weight=weight: F.linear(x, weight)}
-            for tile in tiles_for(rows):
-                calls[str(tile)] = lambda tile=tile, x=x, weight=weight: skinny_product(
-                    x, weight, None, tile, dependent=dependent
+            for tile in tiles_for(rows, columns):
+                calls[str(tile)] = lambda tile=tile, x=x, weight=weight, space=space: (
+                    skinny_product(x, weight, None, tile, space, dependent=dependent)
                 )
             times = found[f"{name}, {rows} rows"] = {}
             for label, call in calls.items():

@@ -33,7 +33,7 @@ def test_tokens_and_waits_of_a_model(tmp_path: Path) -> None:
     meeting.mkdir()
     command = [sys.executable, "-m", "tests.cpu.device_tokens_program", meeting, waits]
     both = subprocess.run(
-        [*command, *call, "--tp", "2"], capture_output=True, text=True, timeout=120
+        [*command, *call, "--tp", "2"], capture_output=True, text=True, timeout=300
     )
     assert both.returncode == 0, both.stderr
     assert "own one-shot" in both.stderr, "explained"

@@ -19,9 +19,11 @@ from tpinfer.layers.triton_linear import (  # noqa: E402
     few_rows,
     one_row,
     skinny_product,
+    split_space,
     tiles_for,
 )
 
+KINDS = {"eps": "fp32", "parts": "*fp32", "arrived": "*i32"}
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
@@ -42,8 +44,10 @@ def products() -> None:
             x, weight = wide[:, :inner], (torch.randn(columns, inner) / inner**0.5).to(dtype)
             for bias in (None, torch.randn(columns).to(dtype)):
                 exact = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
-                for tile in tiles_for(rows):
-                    found = skinny_product(x, weight, bias, tile)
+                space = split_space(columns, x.device)
+                for tile in tiles_for(rows, columns):
+                    found = skinny_product(x, weight, bias, tile, space)
+                    assert not space.arrived.any()
                     assert found.dtype is dtype and found.shape == (rows, columns)
                     torch.testing.assert_close(found.float(), exact, atol=tolerance, rtol=tolerance)
 
@@ -104,8 +108,8 @@ def choices() -> None:
     weight, x = torch.randn(24, 40), torch.randn(MOST_ROWS + 1, 40)
     products = SkinnyProducts(time)
     matmul = products.bind(weight, None)
-    assert set(products.chosen) == {(24, 40, rows) for rows in (1, 4, 16, 32, 64)}
-    assert all(products.chosen.values()) and "in 5 of 5 cases" in products.words()
+    assert set(products.chosen) == {(24, 40, rows) for rows in (1, 4, 16, 64)}
+    assert all(products.chosen.values()) and "in 4 of 4 cases" in products.words()
     assert matmul.fuses
     assert "2.00 times torch's rate" in products.words()
     for rows in (1, 2, 3, 16, 17, 33, 64, 65):
@@ -117,7 +121,7 @@ def choices() -> None:
     torch_is_slow["now"] = False
     products = SkinnyProducts(time)
     assert not products.bind(weight, None).fuses
-    assert not any(products.chosen.values()) and "in 0 of 5 cases" in products.words()
+    assert not any(products.chosen.values()) and "in 0 of 4 cases" in products.words()
 
 
 def compiled() -> None:
@@ -132,8 +136,13 @@ def compiled() -> None:
                     constants = {"COLUMNS": halved, "INNER": tile.inner, **common, **chosen}
                     compile_for_gpu(one_row, dtype, constants, tile.num_warps, 3)
             for rows in (16, 32, 64):
-                for tile in tiles_for(rows)[:2]:
-                    constants = {"ROWS": rows, "COLUMNS": max(16, tile.columns), **common}
+                for tile in (tiles_for(rows)[0], tiles_for(rows)[-1]):
+                    constants = {
+                        "ROWS": rows,
+                        "SPLITS": tile.num_splits,
+                        "COLUMNS": max(16, tile.columns),
+                        **common,
+                    }
                     constants["INNER"] = min(512, tile.inner)
                     constants["PRECISION"] = "ieee" if dtype == "fp32" else "tf32"
                     if dtype == "fp32" and rows > 16:
@@ -151,7 +160,7 @@ def compile_for_gpu(
     pointers = ("x", "weight", "bias", "norm", "out")
     signature = {
         name: "constexpr" if name in constants
-        else f"*{dtype}" if name in pointers else "fp32" if name == "eps" else "i32"
+        else f"*{dtype}" if name in pointers else KINDS.get(name, "i32")
         for name in kernel.arg_names
     }  # fmt: skip
     source = ASTSource(kernel, signature, constexprs=constants)

@@ -1,6 +1,9 @@
 """What every verb that computes does first: start the ranks, or be one of them."""
 
 import argparse
+import contextlib
+import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -45,4 +48,12 @@ def run_on_ranks(
 
     seat = seat_from_environment(environment, args.device, shares=args.share_device)
     guard_rank(seat)
-    return run_rank(seat, environment, lambda: body(seat))
+    code = run_rank(seat, environment, lambda: body(seat))
+    if seat.device.startswith("cuda") and seat.world > 1:
+        # Everything is written and closed. What a GPU's libraries do at the interpreter's end may
+        # wait for ranks that are gone.
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    return code

@@ -9,6 +9,7 @@ own links (NCCL_SOCKET_IFNAME and NCCL_IB_HCA say which).
 """
 
 import contextlib
+import ctypes
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -24,7 +25,7 @@ from tpinfer.collectives.group import Group
 from tpinfer.collectives.meeting import Meeting
 from tpinfer.config.errors import RankError
 
-_ABORT_S = 3.0
+_ABORT_S = 2.0
 """How long the end of a communicator may take; a rank has two, and 10 s behind rank 0's end."""
 
 
@@ -66,13 +67,18 @@ class TorchGroup(GatheredGroup):
         """NCCL ends its kernels, also those that wait for a peer; gloo's peers notice by their
         time-out."""
         if self.name == "nccl" and not self._is_closed:
-            _end_within(_ABORT_S, self._group.abort)
+            self._end(self._group.abort)
 
     def close(self) -> None:
         if self.name == "nccl" and not self._is_closed:
             # What is left to the interpreter's end hangs there, on some rank, in any order.
             self._is_closed = True
-            _end_within(_ABORT_S, self._group.shutdown)
+            self._end(self._group.shutdown)
+
+    def _end(self, call: Callable[[], None]) -> None:
+        """Where it hangs the group is never destroyed: that would hang too, with everybody."""
+        if not _end_within(_ABORT_S, call):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._group))
 
     def _wait(self, work: dist.Work | None) -> None:
         try:
@@ -85,9 +91,9 @@ class TorchGroup(GatheredGroup):
             ) from error
 
 
-def _end_within(limit_s: float, call: Callable[[], None]) -> None:
+def _end_within(limit_s: float, call: Callable[[], None]) -> bool:
     """Run what ends a communicator, and go on without it where it hangs or fails: NCCL waits for
-    kernels and recordings that another rank's death can keep from ending."""
+    kernels and recordings that another rank's death can keep from ending. Whether it is over."""
 
     def run() -> None:
         with contextlib.suppress(RuntimeError):
@@ -96,6 +102,7 @@ def _end_within(limit_s: float, call: Callable[[], None]) -> None:
     thread = threading.Thread(target=run, name="tpinfer-nccl-end", daemon=True)
     thread.start()
     thread.join(limit_s)
+    return not thread.is_alive()
 
 
 class MeetingStore(Store):

@@ -16,16 +16,18 @@ from tpinfer.layers.matmul import MatMul
 from tpinfer.layers.triton_linear import (
     MOST_ROWS,
     TILES,
+    SplitSpace,
     Tile,
     launches_dependent,
     one_row_product,
     skinny_product,
+    split_space,
     tiles_for,
 )
 
 Time = Callable[[Callable[[], object]], float]
 """Seconds of one call whose weights are not in a cache."""
-_SAMPLED_ROWS = (1, 4, 16, 32, 64)
+_SAMPLED_ROWS = (1, 4, 16, 64)
 _REPEATS = 5
 _TOLERANCES = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
@@ -41,13 +43,15 @@ class SkinnyMatMul:
     """How it is cut for each number of rows up to MOST_ROWS; None where torch is as fast."""
     dependent: bool
     """Launched dependent."""
+    space: SplitSpace | None = None
+    """Of this shape."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[T, K] -> [T, N]."""
         tile = self.by_rows[len(x)] if len(x) <= MOST_ROWS else None
         if tile is None:
             return F.linear(x, self.weight, self.bias)
-        return skinny_product(x, self.weight, self.bias, tile, dependent=self.dependent)
+        return skinny_product(x, self.weight, self.bias, tile, self.space, dependent=self.dependent)
 
     @property
     def fuses(self) -> bool:
@@ -96,6 +100,8 @@ class SkinnyProducts:
     """Kernels are launched dependent."""
     chosen: dict[tuple[int, int, int], Tile | None] = field(default_factory=dict)
     """(N, K, least rows it is for) -> the fastest tile, or None where torch is as fast."""
+    spaces: dict[int, SplitSpace] = field(default_factory=dict)
+    """N -> what products of one shape share, which run one behind the other."""
     faster: list[float] = field(default_factory=list)
     """Torch's time over the own one, of each case that was measured."""
 
@@ -103,7 +109,7 @@ class SkinnyProducts:
         """The product with a weight [N, K], of any number of rows."""
         tiles = {rows: self._tile(weight, rows) for rows in _SAMPLED_ROWS}
         by_rows = tuple(_of_rows(tiles, rows) for rows in range(MOST_ROWS + 1))
-        return SkinnyMatMul(weight, bias, by_rows, self.dependent)
+        return SkinnyMatMul(weight, bias, by_rows, self.dependent, self._space(weight))
 
     def words(self) -> str:
         """What was chosen, for people."""
@@ -124,7 +130,7 @@ class SkinnyProducts:
         bound = _TOLERANCES[weight.dtype] * float(expected.abs().max())
         torch_s = best_s = self._typical(lambda: F.linear(x, weight))
         best: Tile | None = None
-        for tile in tiles_for(rows):
+        for tile in tiles_for(rows, weight.shape[0]):
             error = float((self._own(x, weight, tile) - expected).abs().max())
             if not error <= bound:
                 continue
@@ -136,7 +142,14 @@ class SkinnyProducts:
         return best
 
     def _own(self, x: torch.Tensor, weight: torch.Tensor, tile: Tile) -> torch.Tensor:
-        return skinny_product(x, weight, None, tile, dependent=self.dependent)
+        space = self._space(weight)
+        return skinny_product(x, weight, None, tile, space, dependent=self.dependent)
+
+    def _space(self, weight: torch.Tensor) -> SplitSpace:
+        count = weight.shape[0]
+        if count not in self.spaces:
+            self.spaces[count] = split_space(count, weight.device)
+        return self.spaces[count]
 
     def _typical(self, call: Callable[[], object]) -> float:
         call()
@@ -166,13 +179,19 @@ def device_timer(device: torch.device) -> Time:
     return time
 
 
-def load_skinny(device: torch.device) -> tuple[SkinnyProducts | None, str]:
-    """(products, ""), or (None, why not): the kernels are tried once on a small weight."""
+def load_skinny(
+    device: torch.device, *, is_alone: bool = True
+) -> tuple[SkinnyProducts | None, str]:
+    """(products, ""), or (None, why not): the kernels are tried once on a small weight. They are
+    launched dependent where no other rank's kernels stand between them: beside NCCL's it has not
+    been measured."""
     try:
-        dependent = launches_dependent(device)
+        dependent = is_alone and launches_dependent(device)
+        space = split_space(64, device)
         for rows in (1, 2, 24):
             x, weight = _small(device, rows, 128), _small(device, 64, 128)
-            found = skinny_product(x, weight, None, tiles_for(rows)[0], dependent=dependent)
+            tile = tiles_for(rows)[-1 if rows > 16 else 0]
+            found = skinny_product(x, weight, None, tile, space, dependent=dependent)
             if _error(found, F.linear(x, weight)) > 1e-3:
                 return None, f"the kernel for {rows} rows is wrong here"
         if _why_fused_wrong(device, dependent=dependent) > 1e-3:

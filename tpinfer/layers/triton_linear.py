@@ -2,7 +2,8 @@
 
 One row is multiplied element by element and summed; 2 to 64 rows go through the tensor cores,
 padded to 16, 32 or 64. A program has some columns of the output for itself and walks their whole
-inner dimension, so sums have one order whatever else runs: no atomics, the same bits every time.
+inner dimension; or several programs walk a part of it each, and the last of them to arrive adds
+what all left behind. Sums have one order whatever else runs: the same bits every time.
 
 The kernel of one row takes the ops around it along, each of which would be a launch of its own that
 reads next to nothing: the RMSNorm of its input in front, the addition to the residual or the gated
@@ -39,17 +40,45 @@ class Tile:
     """Elements of the inner dimension that it reads at once."""
     num_warps: int
     num_stages: int = 3
+    num_splits: int = 1
+    """Programs that share the inner dimension of some columns."""
 
 
 TILES = (Tile(8, 1024, 4), Tile(16, 512, 4), Tile(16, 256, 8), Tile(32, 256, 4))
 """What is tried on a device for up to 16 rows."""
-MANY_TILES = (Tile(32, 128, 4, 4), Tile(64, 128, 4, 4), Tile(128, 64, 8, 4))
+MANY_TILES = (
+    Tile(64, 128, 4, 4), Tile(128, 64, 8, 4), Tile(64, 128, 4, 4, 2), Tile(64, 128, 4, 4, 4)
+)  # fmt: skip
 """What is tried for more."""
+_MOST_SPLIT_COLUMNS = 16384
+"""Columns beyond which the programs of one split fill every device."""
 
 
-def tiles_for(num_rows: int) -> tuple[Tile, ...]:
-    """What is tried on a device for a number of rows."""
-    return TILES if num_rows <= 16 else MANY_TILES
+def tiles_for(num_rows: int, num_columns: int = 1) -> tuple[Tile, ...]:
+    """What is tried on a device for a number of rows and columns of output."""
+    if num_rows <= 16:
+        return TILES
+    return tuple(t for t in MANY_TILES if t.num_splits == 1 or num_columns <= _MOST_SPLIT_COLUMNS)
+
+
+@dataclass(frozen=True, slots=True)
+class SplitSpace:
+    """What split programs leave to the one that adds, for products of one shape that run one behind
+    the other."""
+
+    parts: torch.Tensor
+    """float32, room for every part of every split."""
+    arrived: torch.Tensor
+    """int32 [programs of a split], 0 between launches."""
+
+
+def split_space(num_columns: int, device: torch.device) -> SplitSpace:
+    """Room for any of the tiles."""
+    tiles = [tile for tile in tiles_for(MOST_ROWS, num_columns) if tile.num_splits > 1]
+    padded = num_columns + max((tile.columns for tile in tiles), default=0)
+    most = max((tile.num_splits for tile in tiles), default=0)
+    parts = torch.empty(padded * most * MOST_ROWS if most else 1, device=device)
+    return SplitSpace(parts, torch.zeros(padded, dtype=torch.int32, device=device))
 
 
 def launches_dependent(device: torch.device) -> bool:
@@ -124,22 +153,27 @@ def one_row(
 
 @triton.jit
 def few_rows(
-    x, weight, bias, out, num_rows, num_columns, num_inner, x_stride,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, HAS_BIAS: tl.constexpr,
-    PRECISION: tl.constexpr, DEPENDENT: tl.constexpr,
+    x, weight, bias, out, parts, arrived, num_rows, num_columns, num_inner, x_stride,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, SPLITS: tl.constexpr,
+    HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """out [T, N] = x [T, K] @ weight [N, K].T + bias [N] for T up to ROWS. Grid: (N / COLUMNS)."""
-    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    """out [T, N] = x [T, K] @ weight [N, K].T + bias [N] for T up to ROWS. Grid: (N / COLUMNS *
+    SPLITS). parts float32 [N / COLUMNS, SPLITS, COLUMNS, ROWS] and arrived int32 [N / COLUMNS], 0
+    before and after, are used where SPLITS > 1."""
+    block, split = tl.program_id(0) // SPLITS, tl.program_id(0) % SPLITS
+    mine = tl.arange(0, COLUMNS)
+    columns = block * COLUMNS + mine
     lines = tl.arange(0, ROWS)
     inside, is_row = columns < num_columns, lines < num_rows
     rows = weight + columns.to(tl.int64)[:, None] * num_inner
     tokens = x + lines.to(tl.int64)[:, None] * x_stride
     places = tl.arange(0, INNER)
+    each = tl.cdiv(tl.cdiv(num_inner, INNER), SPLITS) * INNER
     total = tl.zeros([COLUMNS, ROWS], tl.float32)
     if DEPENDENT:
         gdc_launch_dependents()
         gdc_wait()
-    for start in tl.range(0, num_inner, INNER):
+    for start in tl.range(split * each, tl.minimum(split * each + each, num_inner), INNER):
         here = start + places
         mask = here < num_inner
         part = tl.load(
@@ -148,6 +182,19 @@ def few_rows(
         )  # fmt: skip
         value = tl.load(tokens + here[None, :], mask=is_row[:, None] & mask[None, :], other=0.0)
         total = tl.dot(part, tl.trans(value), total, input_precision=PRECISION)
+    if SPLITS > 1:
+        corner = block.to(tl.int64) * SPLITS * COLUMNS * ROWS
+        at = mine[:, None] * ROWS + lines[None, :]
+        tl.store(parts + corner + split * COLUMNS * ROWS + at, total, cache_modifier=".cg")
+        tl.debug_barrier()  # the count is one thread's: the others' stores come before it
+        before = tl.atomic_add(arrived + block, 1, sem="acq_rel", scope="gpu")
+        if before < SPLITS - 1:
+            return
+        tl.store(arrived + block, 0)
+        tl.debug_barrier()
+        total = tl.zeros([COLUMNS, ROWS], tl.float32)
+        for other in tl.static_range(SPLITS):
+            total += tl.load(parts + corner + other * COLUMNS * ROWS + at, cache_modifier=".cg")
     if HAS_BIAS:
         total += tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)[:, None]
     target = out + lines.to(tl.int64)[None, :] * num_columns + columns[:, None]
@@ -159,10 +206,12 @@ def skinny_product(
     weight_NK: torch.Tensor,
     bias_N: torch.Tensor | None,
     tile: Tile,
+    space: SplitSpace | None = None,
     *,
     dependent: bool = False,
 ) -> torch.Tensor:
-    """[T, N] in x's dtype, for T from 1 to MOST_ROWS; the weight is contiguous, float32 inside."""
+    """[T, N] in x's dtype, for T from 1 to MOST_ROWS; the weight is contiguous, float32 inside.
+    Tiles of several splits need a `space` for the shape."""
     num_rows, num_inner = x_TK.shape
     num_columns = weight_NK.shape[0]
     if x_TK.stride(1) != 1:
@@ -174,10 +223,13 @@ def skinny_product(
     columns = max(16, tile.columns)  # least of a tensor core's tile
     exact = x_TK.dtype is torch.float32
     lines = 16 if num_rows <= 16 else 32 if num_rows <= 32 else 64
-    few_rows[(-(-num_columns // columns),)](
-        x_TK, weight_NK, out_TN if bias_N is None else bias_N, out_TN, num_rows, num_columns,
-        num_inner, x_TK.stride(0), ROWS=lines, COLUMNS=columns, INNER=min(tile.inner, 512),
-        HAS_BIAS=bias_N is not None, PRECISION="ieee" if exact else "tf32", DEPENDENT=dependent,
+    splits = tile.num_splits if space is not None else 1
+    parts, arrived = (out_TN, out_TN) if space is None else (space.parts, space.arrived)
+    few_rows[(-(-num_columns // columns) * splits,)](
+        x_TK, weight_NK, out_TN if bias_N is None else bias_N, out_TN, parts, arrived, num_rows,
+        num_columns, num_inner, x_TK.stride(0), ROWS=lines, COLUMNS=columns,
+        INNER=min(tile.inner, 512), SPLITS=splits, HAS_BIAS=bias_N is not None,
+        PRECISION="ieee" if exact else "tf32", DEPENDENT=dependent,
         num_warps=tile.num_warps,  # pyright: ignore[reportCallIssue]
         num_stages=tile.num_stages,  # pyright: ignore[reportCallIssue]
         **_launch(dependent),

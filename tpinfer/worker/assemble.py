@@ -197,8 +197,9 @@ def _load_and_size(
     parameters = _parameters(config, seat, spec, partition, choices, progress)
     shared = KVLayout(config.block_size, 0, partition.kv_group_size, partition.kv_place(seat.rank))
     kernels, choices = choose_kernels(
-        parameters, choices, shared, device, batch_invariant=config.batch_invariant
-    )
+        parameters, choices, shared, device, batch_invariant=config.batch_invariant,
+        is_alone=seat.world == 1,
+    )  # fmt: skip
     if device.type == "cuda":
         torch.cuda.empty_cache()  # what choosing kernels needed is room for keys and values
     progress("sizing the KV cache")

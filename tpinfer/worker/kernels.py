@@ -47,13 +47,15 @@ def choose_kernels(
     device: torch.device,
     *,
     batch_invariant: bool = False,
+    is_alone: bool = True,
 ) -> tuple[Kernels, ExecutionChoices]:
     """The kernels, and the choices with each one's reason on record. Takes the linears' weights out
     of `parameters`. Of `kv` only how blocks are shared out is used, not how many there are.
+    `is_alone`: there is no other rank.
     """
     packs = can_pack(to_torch(choices.compute_dtype), device)
     held = {name: tensor.nbytes for name, tensor in parameters.items()}
-    products, why_plain = _skinny(device)
+    products, why_plain = _skinny(device, is_alone=is_alone)
     bind = products.bind if products is not None else plain_matmul
     matmuls = bind_matmuls(parameters, packed_matmul if packs else bind)
     linear_bytes = sum(size for name, size in held.items() if name not in parameters)
@@ -86,7 +88,7 @@ def choose_kernels(
     return kernels, choices
 
 
-def _skinny(device: torch.device) -> tuple["SkinnyProducts | None", str]:
+def _skinny(device: torch.device, *, is_alone: bool) -> tuple["SkinnyProducts | None", str]:
     """Products of few rows for a GPU, or why there are none."""
     if device.type != "cuda":
         return None, ""
@@ -94,4 +96,4 @@ def _skinny(device: torch.device) -> tuple["SkinnyProducts | None", str]:
         from tpinfer.layers.skinny import load_skinny
     except ImportError as error:
         return None, f"triton cannot be imported: {error}"
-    return load_skinny(device)
+    return load_skinny(device, is_alone=is_alone)
