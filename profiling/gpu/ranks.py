@@ -35,7 +35,7 @@ sys.path[:0] = [str(ROOT), str(HERE)]
 
 import first_call  # noqa: E402
 
-NUM_TOKENS, AT_ONCE = 16, 4
+NUM_TOKENS, AT_ONCE = 16, 6
 PROMPTS = [[0, 300, 411, 502, 77, 12, 640], [0, 41], [0, *range(100, 140)]]
 COLLECTIVES = {"C": "auto", "A": "nccl", "B": "nccl"}
 

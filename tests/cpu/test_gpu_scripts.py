@@ -14,7 +14,15 @@ from tpinfer.config.huggingface import read_model_spec
 from tpinfer.config.model_name import model_directory
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ["engine.py", "linears.py", "attention.py", "first_call.py", "ranks.py", "collectives.py"]
+SCRIPTS = [
+    "engine.py",
+    "linears.py",
+    "ncu_bytes.py",
+    "attention.py",
+    "first_call.py",
+    "ranks.py",
+    "collectives.py",
+]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here they would measure")
