@@ -89,7 +89,8 @@ def run_step(args: argparse.Namespace) -> dict[str, float]:
     device = torch.device(args.device)
     config = EngineConfig(
         model_dir=model_directory("shape:llama-3.1-8b"), load_format="random", dtype=DType.BFLOAT16,
-        num_layers_override=args.layers, max_num_seqs=args.rows, device="cpu" if device.type == "cpu" else "cuda",
+        num_layers_override=args.layers, max_num_seqs=args.rows,
+        device="cpu" if device.type == "cpu" else "cuda",
         max_model_len=args.context + 64, max_num_batched_tokens=max(512, args.rows),
         cuda_graphs=False,
     )  # fmt: skip

@@ -1,10 +1,8 @@
 """What every verb that computes does first: start the ranks, or be one of them."""
 
 import argparse
-import contextlib
-import os
-import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tpinfer.config.environment import calm_thread_pools, read_environment
@@ -43,17 +41,12 @@ def run_on_ranks(
             # A library comes before torch in fresh processes alone.
             preload = () if loads else ENGINE_MODULES
             return launch(argv, tp, preload=preload, variables=loads, reads_stdin=reads_stdin)
-    from tpinfer.launching.guard import guard_rank, run_rank
+    from tpinfer.launching.guard import guard_rank, leave, run_rank
     from tpinfer.launching.seat import seat_from_environment
 
     seat = seat_from_environment(environment, args.device, shares=args.share_device)
     guard_rank(seat)
-    code = run_rank(seat, environment, lambda: body(seat))
-    if seat.device.startswith("cuda") and seat.world > 1:
-        # Everything is written and closed. What a GPU's libraries do at the interpreter's end may
-        # wait for ranks that are gone.
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
-    return code
+    if seat.world == 1 or not seat.device.startswith("cuda"):
+        return run_rank(seat, environment, lambda: body(seat))
+    seat = replace(seat, ends_process=True)
+    leave(run_rank(seat, environment, lambda: body(seat)))

@@ -129,7 +129,7 @@ def open_part(
     whole.barrier()
     directory.mkdir(mode=0o700, exist_ok=True)
     store = directory_store(directory, size, timeout_s)
-    part = _open_torch(choice, store, (place, size), device, timeout_s)
+    part = _open_torch(choice, store, (place, size), seat, device, timeout_s)
     part.barrier()
     whole.barrier()
     if seat.rank == 0:
@@ -180,7 +180,7 @@ def _open(
 
     directory = _meeting_place(seat)
     store = directory_store(directory, seat.world, timeout_s)
-    group = _open_torch(choice, store, (seat.rank, seat.world), device, timeout_s)
+    group = _open_torch(choice, store, (seat.rank, seat.world), seat, device, timeout_s)
     group.barrier()
     if seat.rank == 0:
         shutil.rmtree(directory, ignore_errors=True)
@@ -197,7 +197,7 @@ def _open_symmetric(
 
     directory = _meeting_place(seat)
     store = directory_store(directory, seat.world, timeout_s)
-    rest = _open_torch(choice, store, (seat.rank, seat.world), device, timeout_s)
+    rest = _open_torch(choice, store, (seat.rank, seat.world), seat, device, timeout_s)
     try:
         from tpinfer.collectives.device_group import open_device_group
 
@@ -228,14 +228,14 @@ def _open_over_hosts(
     index, size, name = place
     with meet(seat, purpose, timeout_s, progress) as meeting:
         store = MeetingStore(meeting, name)
-        group = _open_torch(choice, store, (index, size), device, timeout_s, meeting.address)
+        group = _open_torch(choice, store, (index, size), seat, device, timeout_s, meeting.address)
         group.barrier()
     return group
 
 
 def _open_torch(
-    choice: CollectiveChoice, store: "Store", place: tuple[int, int], device: torch.device,
-    timeout_s: float, address: str = "127.0.0.1",
+    choice: CollectiveChoice, store: "Store", place: tuple[int, int], seat: Seat,
+    device: torch.device, timeout_s: float, address: str = "127.0.0.1",
 ) -> Group:  # fmt: skip
     from tpinfer.collectives.torch_groups import open_gloo, open_nccl
 
@@ -244,7 +244,7 @@ def _open_torch(
         if device.type == "cpu":
             return gloo
         return HostStagedGroup(gloo, device)
-    return open_nccl(store, *place, device, timeout_s)
+    return open_nccl(store, place, device, timeout_s, shuts_down=not seat.ends_process)
 
 
 def _meeting_place(seat: Seat) -> Path:

@@ -32,8 +32,18 @@ _ABORT_S = 2.0
 class TorchGroup(GatheredGroup):
     """A group over one of torch's process groups."""
 
-    def __init__(self, name: str, rank: int, size: int, process_group: dist.ProcessGroup) -> None:
+    def __init__(
+        self,
+        name: str,
+        rank: int,
+        size: int,
+        process_group: dist.ProcessGroup,
+        *,
+        shuts_down: bool = True,
+    ) -> None:
+        """`shuts_down`: NCCL is ended when the group is closed; else it ends with the process."""
         super().__init__(rank, size)
+        self._shuts_down = shuts_down
         self.name = name
         self.can_record = name == "nccl"
         self._group = process_group
@@ -73,7 +83,10 @@ class TorchGroup(GatheredGroup):
         if self.name == "nccl" and not self._is_closed:
             # What is left to the interpreter's end hangs there, on some rank, in any order.
             self._is_closed = True
-            self._end(self._group.shutdown)
+            if self._shuts_down:
+                self._end(self._group.shutdown)
+            else:  # on a rank whose peers are gone that can hang, in native code
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._group))
 
     def _end(self, call: Callable[[], None]) -> None:
         """Where it hangs the group is never destroyed: that would hang too, with everybody."""
@@ -152,13 +165,17 @@ def open_gloo(
     return TorchGroup("gloo", rank, size, cast(Any, group))
 
 
-def open_nccl(store: Store, rank: int, size: int, device: torch.device, timeout_s: float) -> Group:
-    """An NCCL group on this rank's GPU, connected before it returns."""
+def open_nccl(
+    store: Store, place: tuple[int, int], device: torch.device, timeout_s: float, *,
+    shuts_down: bool = True,
+) -> Group:  # fmt: skip
+    """An NCCL group on this rank's GPU, connected before it returns; place: (rank, size)."""
+    rank, size = place
     options = dist.ProcessGroupNCCL.Options()
     options._timeout = timedelta(seconds=timeout_s)
     try:
         group = dist.ProcessGroupNCCL(store, rank, size, options)
-        opened = TorchGroup("nccl", rank, size, cast(Any, group))
+        opened = TorchGroup("nccl", rank, size, cast(Any, group), shuts_down=shuts_down)
         # The first collective makes the connections; a graph capture later must not.
         opened.all_reduce(torch.zeros(1, device=device))
         torch.cuda.synchronize(device)

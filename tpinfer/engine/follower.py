@@ -4,6 +4,7 @@ CONFIG`, started by `launching.followers`."""
 import faulthandler
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import msgspec
 from tpinfer.config.engine import EngineConfig
 from tpinfer.config.environment import calm_thread_pools, read_environment
 from tpinfer.launching.followers import STACKS_SIGNAL
-from tpinfer.launching.guard import guard_rank, run_rank
+from tpinfer.launching.guard import guard_rank, leave, run_rank
 from tpinfer.launching.seat import Seat, seat_from_environment
 
 
@@ -44,7 +45,10 @@ def main() -> int:
     seat = seat_from_environment(environment, config.device, shares=config.share_device)
     guard_rank(seat)
     faulthandler.register(STACKS_SIGNAL, all_threads=True)  # also while it hangs in native code
-    return run_rank(seat, environment, lambda: _serve(config, seat))
+    if not seat.device.startswith("cuda"):
+        return run_rank(seat, environment, lambda: _serve(config, seat))
+    seat = replace(seat, ends_process=True)
+    leave(run_rank(seat, environment, lambda: _serve(config, seat)))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ For the command line only: it installs signal handlers, which a library must not
 process. Does not start ranks (see `ranks`) and does not watch other ranks.
 """
 
+import contextlib
 import ctypes
 import faulthandler
 import os
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from tpinfer.config.environment import Environment
 from tpinfer.launching.failure import describe_exception, write_failure
@@ -90,6 +92,15 @@ def run_rank(seat: Seat, environment: Environment, body: Callable[[], int]) -> i
         if report_file is not None:
             faulthandler.disable()
             os.close(report_file)
+
+
+def leave(code: int) -> NoReturn:
+    """End a rank whose seat `ends_process`, everything of it written and closed: what a GPU's
+    libraries do at the interpreter's end may wait for ranks that are gone."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def _open_crash_report(path: Path | None) -> int | None:

@@ -40,6 +40,9 @@ class Seat:
     """What started the ranks; `single` when nothing did."""
     rendezvous: Path | None = None
     """Directory made for the ranks to meet in; None where the launcher made none."""
+    ends_process: bool = False
+    """The process ends with the rank, through `guard.leave`: what ends with a process is left to
+    that."""
 
 
 def seat_from_environment(
