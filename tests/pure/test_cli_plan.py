@@ -60,6 +60,23 @@ def test_where_nothing_fits_only_reasons_are_told() -> None:
     assert shown == "x\ntp=1 pp=1 dp=1 does not fit: too large; use more ranks"
 
 
+def test_promises_that_nothing_keeps_are_told_with_the_least() -> None:
+    plans = (
+        made_up(2, ttft_s=0.2, tpot_s=0.007, slo_misses=("tpot",)),
+        made_up(4, ttft_s=0.3, tpot_s=0.0034, slo_misses=("tpot",)),
+    )
+    shown = render_plans("x", Found(plans, 2, 2, frozenset({0, 1})), None)
+    told = " ".join(shown.split())
+    assert "None that keeps up keeps all promises: the least TTFT of any is 200 ms" in told
+    assert "the least TPOT 3.40 ms" in told
+
+
+def test_one_token_has_no_time_between_tokens() -> None:
+    shown = render_plans("x", Found((made_up(tpot_s=0.0),), 0, 1, frozenset({0})), None)
+    first, interval = (line for line in shown.splitlines()[3:5])
+    assert first.split()[4] == "-" and "[0, 0]" not in interval
+
+
 def test_one_placement(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, "--tp", "2", "--concurrency", "4", "--price", "2.5USD/h")
     assert (code, err) == (0, "")
@@ -109,6 +126,7 @@ def test_the_page_needs_nothing_else(capsys: pytest.CaptureFixture[str], tmp_pat
         (["--concurrency", "2", "--tp", "0"], "--tp 0 must be 1 or more"),
         (["--concurrency", "2", "--precision", "fp2"], "precision 'fp2' is unknown"),
         (["--concurrency", "2", "--slo", "fast"], "'fast' is not a promise"),
+        (["--concurrency", "16385"], "--concurrency 16385 must be a whole number from 1 to 16384"),
         (["--concurrency", "2", "--price", "3"], "'3' has no unit"),
         (["--concurrency", "2", "--traits", "absent.json"], "absent.json cannot be read"),
         (["--concurrency", "2", "--topology", "nowhere"], "neither a file nor shipped"),

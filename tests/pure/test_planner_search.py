@@ -24,6 +24,7 @@ from tpinfer.planner.search import (
     search,
     shortlist,
 )
+from tpinfer.planner.simulate import settled_requests
 from tpinfer.planner.workload import Slo, Workload
 
 plans = st.builds(
@@ -94,6 +95,13 @@ def test_a_search_simulates_a_few_of_what_it_estimated(found: Found) -> None:
     assert found.front == pareto(found.plans)
     assert all(plan.tp > 1 or plan.pp > 1 for plan in fitting)
     assert {"weights"} == {plan.binding for plan in found.plans if not plan.fits}
+
+
+def test_many_in_flight_leave_fewer_to_simulate(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = settled_requests(Workload(64, 4, 8))
+    monkeypatch.setattr("tpinfer.planner.search._MOST_SERVED", 5 * served)
+    few = search(planner("llama-3.1-70b", work=Workload(64, 4, 8)), SETTINGS)
+    assert few.num_simulated <= 5 < few.num_estimated
 
 
 def test_numbers_of_a_plan_add_up(found: Found) -> None:

@@ -30,6 +30,9 @@ examples:
   tpinfer plan calibrate measured.csv --json traits.json
 """
 _MOST_ROWS = 256
+_ROWS_EVER = 4096
+"""Sequences of a step beyond which none is planned unless asked: what a step keeps for each leaves
+no room for keys, and its products have long been bound by compute."""
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
@@ -122,7 +125,7 @@ def _planner(args: argparse.Namespace) -> "tuple[Planner, EngineSettings]":
             precision = precision.with_kv(precision_named(traits.kv).kv)
     rows = args.max_num_seqs
     if rows is None:
-        rows = _MOST_ROWS if args.concurrency is None else max(_MOST_ROWS, args.concurrency)
+        rows = max(_MOST_ROWS, min(args.concurrency or 0, _ROWS_EVER))
     given = args.max_num_batched_tokens
     settings = EngineSettings(
         rows, DEFAULT_BATCHED_TOKENS if given is None else given, args.memory_utilization

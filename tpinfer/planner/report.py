@@ -67,7 +67,7 @@ def _speeds(plans: Sequence[Plan]) -> str:
     for plan in plans:
         cells = (
             f"{_sizes(plan)}{_ms(plan.ttft_s):>16}"
-            f"{_ms(plan.tpot_s):>15}{_count(plan.output_tokens_per_s):>15}"
+            f"{_ms(plan.tpot_s or None):>15}{_count(plan.output_tokens_per_s):>15}"
             f"{_count(plan.cost_per_mtok):>16}{plan.kv_capacity_tokens:>12}  "
             f"{NAMES.get(plan.binding, plan.binding)}"
         )
@@ -85,9 +85,10 @@ def _interval_line(plan: Plan) -> str:
     marks = "" if plan.keeps_up else "  overloaded"
     if plan.slo_misses and not marks:
         marks = f"  misses {', '.join(plan.slo_misses)}"
+    tpot = _pair(intervals["tpot_s"], _ms) if plan.tpot_s else "-"  # one token alone has none
     step = f"{plan.settings.max_num_seqs} x {plan.settings.max_num_batched_tokens}"
     return (
-        f"{plan.mode:<9}{_pair(intervals['ttft_s'], _ms):>16}{_pair(intervals['tpot_s'], _ms):>15}"
+        f"{plan.mode:<9}{_pair(intervals['ttft_s'], _ms):>16}{tpot:>15}"
         f"{_pair(intervals['output_tokens_per_s'], _count):>15}"
         f"{_pair(cost, _count) if cost else '':>16}{step:>12}{marks}"
     ).rstrip()
@@ -124,6 +125,14 @@ def _notes(found: Found, plans: Sequence[Plan], law: PrefillLaw | None) -> list[
         notes.append(f"The first is tp={best.tp} pp={best.pp} dp={best.dp}, {_settings(best)}.")
     else:
         notes.append(f"It runs with {_settings(best)}.")
+    if best.slo_misses:
+        fitting = [plan for plan in found.plans if plan.fits]
+        ttft_s = min(plan.ttft_s or 0.0 for plan in fitting)
+        tpot_s = min(plan.tpot_s or 0.0 for plan in fitting)
+        notes.append(
+            f"None that keeps up keeps all promises: the least TTFT of any is {_ms(ttft_s)} ms, "
+            f"the least TPOT {_ms(tpot_s)} ms."
+        )
     for name, spread in (("TTFT", best.ttft), ("TPOT", best.tpot)):
         if spread is not None:
             values = ", ".join(

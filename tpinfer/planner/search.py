@@ -8,8 +8,11 @@ from tpinfer.planner.fit import Fit
 from tpinfer.planner.placement import EngineSettings, sizes_to_try
 from tpinfer.planner.plan import Plan
 from tpinfer.planner.predict import Planner
+from tpinfer.planner.simulate import settled_requests
 
 MOST_ESTIMATES, MOST_SIMULATED = 10_000, 20
+_FEWEST_SIMULATED, _MOST_SERVED = 4, 400_000
+"""Fewer plans are simulated where many requests are in flight: by requests served in all."""
 CHUNKS = (256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 16384)
 """Tokens of a step that are tried where the user names none."""
 ROW_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
@@ -51,7 +54,9 @@ def search(
     """Try every placement with every engine setting that `is_free`: (sequences of a step, tokens of
     a step); of tokens the runtime's own choice for each placement goes before others."""
     estimates, misfits = estimate_all(planner, settings, is_free)
-    chosen = shortlist([plan for plan, _ in estimates], MOST_SIMULATED)
+    served = num_requests or settled_requests(planner.workload)
+    most = max(_FEWEST_SIMULATED, min(MOST_SIMULATED, _MOST_SERVED // served))
+    chosen = shortlist([plan for plan, _ in estimates], most)
     plans = [
         planner.simulate(fit, plan.settings, num_requests)
         for plan, fit in (estimates[place] for place in chosen)

@@ -8,6 +8,8 @@ from tpinfer.config.units import parse_time
 
 MOST_TOKENS = 10_000_000
 MOST_REQUESTS = 1_000_000
+MOST_IN_FLIGHT = 1 << 14
+"""Beyond it nearly all of them wait, whatever the placement: a rate says more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class Workload:
                 "give one of --concurrency C (requests in flight) and --rate R (requests a second)"
             )
         if self.concurrency is not None:
-            _require_count("--concurrency", self.concurrency, MOST_REQUESTS)
+            _require_count("--concurrency", self.concurrency, MOST_IN_FLIGHT)
         if not 0 <= self.prefix_hit <= 1:
             raise ConfigError(f"--prefix-hit {self.prefix_hit:g} must be a share from 0 to 1")
         if self.rate is not None and not (0 < self.rate <= MOST_REQUESTS):
