@@ -18,6 +18,9 @@ from tpinfer.layers.triton_linear import (  # noqa: E402
     TILES,
     few_rows,
     one_row,
+    one_row_added,
+    one_row_gated,
+    one_row_normed,
     skinny_product,
     split_space,
     tiles_for,
@@ -73,6 +76,7 @@ def fused() -> None:
                     pairs = (
                         (one.normed(x, (norm, 1e-5)), product),
                         (one.gated(x, (norm, 1e-5)), F.silu(gate) * up),
+                        (one.gated(x, None), F.silu(plain[:, :width]) * plain[:, width:]),
                         (added, residual.float() + plain),
                     )
                     for found, exact in pairs:
@@ -130,11 +134,12 @@ def compiled() -> None:
         for dependent in (False, True):
             common: dict[str, object] = {"HAS_BIAS": True, "DEPENDENT": dependent}
             for tile in TILES[:2]:
-                for flags in ((), ("NORMS",), ("NORMS", "GATES"), ("ADDS",)):
-                    chosen = {name: name in flags for name in ("NORMS", "ADDS", "GATES")}
-                    halved = tile.columns // 2 if "GATES" in flags else tile.columns
-                    constants = {"COLUMNS": halved, "INNER": tile.inner, **common, **chosen}
-                    compile_for_gpu(one_row, dtype, constants, tile.num_warps, 3)
+                for kernel in (one_row, one_row_normed, one_row_added, one_row_gated):
+                    is_gated = kernel is one_row_gated
+                    halved = tile.columns // 2 if is_gated else tile.columns
+                    constants = {"COLUMNS": halved, "INNER": tile.inner, **common}
+                    constants |= {"NORMS": True} if is_gated else {}
+                    compile_for_gpu(kernel, dtype, constants, tile.num_warps, 3)
             for rows in (16, 32, 64):
                 for tile in (tiles_for(rows)[0], tiles_for(rows)[-1]):
                     constants = {

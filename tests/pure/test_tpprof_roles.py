@@ -39,6 +39,9 @@ KERNELS = {
     "gather": "ncclDevKernel_AllGather_RING_LL(ncclDevKernelArgsStorage<4096ul>)",
     "sample": "void flashinfer::sampling::TopKTopPSamplingFromProbKernel<1024u>(float*)",
     "moe": "fused_moe_kernel",
+    "normed": "one_row_normed",
+    "added": "one_row_added",
+    "gated": "one_row_gated",
     "odd": "some_kernel_nobody_knows",
 }
 PLAIN = "norm gemm rope kv attn gemm norm gemm act gemm"
@@ -107,6 +110,27 @@ LAYERS = {
     "activation inside a product": (
         "norm gemm rope kv attn gemm norm gemm gemm",
         "attn.norm attn.qkv attn.rope attn.rope attn.core attn.out mlp.norm mlp.gate_up mlp.down",
+    ),
+    "norms, additions and gates inside own products": (
+        "normed rope attn added gated added",
+        "attn.qkv attn.rope attn.core attn.out mlp.gate_up mlp.down",
+    ),
+    "gate_up by another": (
+        "normed rope attn added norm gemm act added",
+        "attn.qkv attn.rope attn.core attn.out mlp.norm mlp.gate_up mlp.act mlp.down",
+    ),
+    "out and down by another": (
+        "normed rope attn gemm norm gated gemm",
+        "attn.qkv attn.rope attn.core attn.out mlp.norm mlp.gate_up mlp.down",
+    ),
+    "qkv by another": (
+        "norm gemm rope attn added gated added",
+        "attn.norm attn.qkv attn.rope attn.core attn.out mlp.gate_up mlp.down",
+    ),
+    "gates inside products of one of several ranks": (
+        "norm gemm rope attn gemm reduce norm gated gemm reduce",
+        "attn.norm attn.qkv attn.rope attn.core attn.out attn.reduce mlp.norm mlp.gate_up "
+        "mlp.down mlp.reduce",
     ),
     "unknown kernels": (
         "norm gemm odd attn gemm odd norm gemm act gemm",

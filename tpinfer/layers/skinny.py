@@ -64,8 +64,9 @@ class SkinnyMatMul:
         self._run(x_1K, out, norm)
         return out
 
-    def gated(self, x_1K: torch.Tensor, norm: tuple[torch.Tensor, float]) -> torch.Tensor:
-        """silu(gate) * up [1, N / 2] of `normed`'s product, the gate's columns first."""
+    def gated(self, x_1K: torch.Tensor, norm: tuple[torch.Tensor, float] | None) -> torch.Tensor:
+        """silu(gate) * up [1, N / 2] of the product, the gate's columns first; `norm` as for
+        `normed`, None where x is normed already."""
         out = x_1K.new_empty(1, self.weight.shape[0] // 2)
         self._run(x_1K, out, norm, gates=True)
         return out

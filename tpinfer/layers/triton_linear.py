@@ -87,7 +87,7 @@ def launches_dependent(device: torch.device) -> bool:
 
 
 @triton.jit
-def one_row(
+def _product(
     x, weight, bias, norm, out, num_columns, num_inner, eps,
     COLUMNS: tl.constexpr, INNER: tl.constexpr, HAS_BIAS: tl.constexpr, NORMS: tl.constexpr,
     ADDS: tl.constexpr, GATES: tl.constexpr, DEPENDENT: tl.constexpr,
@@ -149,6 +149,55 @@ def one_row(
         before = tl.load(out + columns, mask=inside, other=0.0).to(tl.float32)
         found = before + found.to(kind).to(tl.float32)
     tl.store(out + columns, found.to(kind), mask=inside)
+
+
+@triton.jit
+def one_row(
+    x, weight, bias, norm, out, num_columns, num_inner, eps,
+    COLUMNS: tl.constexpr, INNER: tl.constexpr, HAS_BIAS: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    """The product alone. A name of its own for each, by which recordings tell them apart."""
+    _product(
+        x, weight, bias, norm, out, num_columns, num_inner, eps, COLUMNS, INNER, HAS_BIAS,
+        False, False, False, DEPENDENT,
+    )  # fmt: skip
+
+
+@triton.jit
+def one_row_normed(
+    x, weight, bias, norm, out, num_columns, num_inner, eps,
+    COLUMNS: tl.constexpr, INNER: tl.constexpr, HAS_BIAS: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    """With the norm in front."""
+    _product(
+        x, weight, bias, norm, out, num_columns, num_inner, eps, COLUMNS, INNER, HAS_BIAS,
+        True, False, False, DEPENDENT,
+    )  # fmt: skip
+
+
+@triton.jit
+def one_row_added(
+    x, weight, bias, norm, out, num_columns, num_inner, eps,
+    COLUMNS: tl.constexpr, INNER: tl.constexpr, HAS_BIAS: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    """With the addition behind."""
+    _product(
+        x, weight, bias, norm, out, num_columns, num_inner, eps, COLUMNS, INNER, HAS_BIAS,
+        False, True, False, DEPENDENT,
+    )  # fmt: skip
+
+
+@triton.jit
+def one_row_gated(
+    x, weight, bias, norm, out, num_columns, num_inner, eps,
+    COLUMNS: tl.constexpr, INNER: tl.constexpr, HAS_BIAS: tl.constexpr, NORMS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    """With the gate behind, and the norm in front where NORMS."""
+    _product(
+        x, weight, bias, norm, out, num_columns, num_inner, eps, COLUMNS, INNER, HAS_BIAS,
+        NORMS, False, True, DEPENDENT,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -250,14 +299,21 @@ def one_row_product(
     dependent: bool = False,
 ) -> None:
     """out = x @ weight.T + bias, of one contiguous row, all in one dtype. `norm` (weight [K], eps):
-    of rms_norm(x) * weight. `adds`: out += it. `gates`: weight [2N, K], out = silu(first) *
-    second."""
+    of rms_norm(x) * weight. `adds`, without a norm: out += it. `gates`: weight [2N, K], out =
+    silu(first) * second."""
     num_columns, columns = out_1N.shape[1], tile.columns // 2 if gates else tile.columns
     norm_K, eps = (x_1K, 0.0) if norm is None else norm
-    one_row[(-(-num_columns // columns),)](
+    kernel, more = one_row, {}
+    if gates:
+        kernel, more = one_row_gated, {"NORMS": norm is not None}
+    elif adds:
+        kernel = one_row_added
+    elif norm is not None:
+        kernel = one_row_normed
+    kernel[(-(-num_columns // columns),)](
         x_1K, weight_NK, out_1N if bias_N is None else bias_N, norm_K, out_1N, num_columns,
         x_1K.shape[1], eps, COLUMNS=columns, INNER=tile.inner, HAS_BIAS=bias_N is not None,
-        NORMS=norm is not None, ADDS=adds, GATES=gates, DEPENDENT=dependent,
+        DEPENDENT=dependent, **more,
         num_warps=tile.num_warps,  # pyright: ignore[reportCallIssue]
         **_launch(dependent),
     )  # fmt: skip

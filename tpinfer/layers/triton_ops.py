@@ -72,12 +72,12 @@ class TritonLayerOps(TorchLayerOps):
 
         def gate_up(acts: Activations, step: StepInputs) -> None:
             norm, acts.deferred = acts.deferred, None
-            if norm is None:
-                acts.gate_up = matmul(acts.hidden)
-            elif one is not None:
-                acts.gate_up, acts.gated = None, one.gated(acts.residual, norm)
-            else:
-                acts.gate_up = matmul(add_norm(acts.residual, None, *norm))
+            if one is not None and acts.residual.shape[0] == 1:
+                x = acts.hidden if norm is None else acts.residual
+                acts.gate_up, acts.gated = None, one.gated(x, norm)
+                return
+            hidden = acts.hidden if norm is None else add_norm(acts.residual, None, *norm)
+            acts.gate_up = matmul(hidden)
 
         return gate_up
 

@@ -2,6 +2,7 @@
 
 A replayed graph carries no shapes and no modules; but a decoder's layers repeat, and the order in
 one is fixed: norm, qkv, rope, attention, out, (reduce,) norm, gate-up, activation, down, (reduce).
+Products that took the norm in front, the addition or the activation behind along stand for these.
 Attention kernels are the anchors. Where their number is not the model's number of layers, or what
 lies between them does not repeat or lacks a product, nothing is claimed, and the reason is given.
 """
@@ -46,7 +47,8 @@ def assign_roles(names: Sequence[int], verdicts: Sequence[Verdict], num_layers: 
 
     names: equal numbers for equal names. num_layers: of the model.
     """
-    tokens = [_token(verdict) for verdict in verdicts]
+    whole = [_token(verdict) for verdict in verdicts]
+    tokens = [_plain(token) for token in whole]
     anchors = _anchors(tokens)
     if anchors and "moe" in tokens[anchors[0] :]:
         return Roles(reason="it has expert layers, which have no model here")
@@ -59,7 +61,7 @@ def assign_roles(names: Sequence[int], verdicts: Sequence[Verdict], num_layers: 
     if period is None:
         return Roles(reason="the kernels between attention calls do not repeat from layer to layer")
     walk = _Walk(num_layers)
-    for token in tokens[anchors[0] :]:
+    for token in whole[anchors[0] :]:
         walk.step(token)
     before = _before_first(tokens[: anchors[0]], walk.qkv_per_layer())
     keys = [*(key for key, _ in before), *walk.keys]
@@ -77,6 +79,11 @@ def _token(verdict: Verdict) -> str:
     if verdict.kind == WorkKind.FUSED_COMM:
         return "fused"
     return verdict.role or "unknown"
+
+
+def _plain(token: str) -> str:
+    """The product of one with an op inside."""
+    return "gemm" if token in ("normed_gemm", "added_gemm", "gated_gemm") else token
 
 
 def _anchors(tokens: Sequence[str]) -> list[int]:
@@ -170,8 +177,21 @@ class _Walk:
         ]
         return max(int(np.median(counts)), 1) if counts else 0
 
-    def step(self, token: str) -> None:
+    def step(self, whole: str) -> None:
         """Take one kernel."""
+        if whole == "normed_gemm" and self._state == "down":
+            self._leave()
+        if whole == "gated_gemm" and self._state == "out":
+            self._state = "mlp"
+        self._step(_plain(whole))
+        if whole == "gated_gemm" and self._state == "gate_up":
+            self._state = "act"
+        if whole == "added_gemm" and self._state == "out":
+            self._state = "mlp"
+        elif whole == "added_gemm" and self._state == "down":
+            self._leave()
+
+    def _step(self, token: str) -> None:
         if token == "attention" and self._state != "attn":
             # A layer whose norm went unseen ends here too.
             if self._state not in ("qkv", "rope") or self._layer < 0:

@@ -21,7 +21,7 @@ ORDER = ("inductor", "communication", "attention", "layers", "matmul", "torch", 
 of short names, last."""
 ROLES = (
     "gemm", "attention", "norm", "rope", "kv_write", "activation", "moe", "quant", "sample",
-    "embed", "elementwise",
+    "embed", "elementwise", "normed_gemm", "added_gemm", "gated_gemm",
 )  # fmt: skip
 _KINDS = {"comm": WorkKind.COMM, "fused_comm": WorkKind.FUSED_COMM, "copy": WorkKind.COPY}
 _FIELDS = {"begins", "contains", "kind", "op", "role"}
