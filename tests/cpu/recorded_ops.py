@@ -3,6 +3,7 @@ they had, and replayed with those. Whatever Python read or decided in between st
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from tpinfer.attention.interface import AttentionCall, HeadLayout, StepSpans
 from tpinfer.attention.paged_kv import LayerKV
 from tpinfer.attention.reference import ReferenceAttention
-from tpinfer.worker.graphs import Mark
+from tpinfer.worker.graphs import Mark, Recorded
 
 BLOCK = 16
 
@@ -55,12 +56,14 @@ class CallRecorder:
         self.num_recorded = 0
         self.num_replayed = 0
 
-    def record(self, call: Callable[[], None]) -> Callable[[], None]:
+    def record(self, call: Callable[[Mark], None]) -> Recorded:
         self.num_recorded += 1
-        recording = Recording()
+        recording, marks = Recording(), [0]
         with recording:
-            call()
-        return partial(self._replay, recording)
+            call(lambda: marks.append(len(recording.calls)))
+        names = [func.__name__ for func, *_ in recording.calls]
+        parts = [names[a:b] for a, b in pairwise([*marks, len(names)])]
+        return Recorded(partial(self._replay, recording), parts)
 
     @torch.inference_mode()
     def _replay(self, recording: Recording) -> None:

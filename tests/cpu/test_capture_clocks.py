@@ -33,7 +33,11 @@ def worker() -> Any:
     """As much of one as a recording asks for."""
     group = SimpleNamespace(name="alone", rank=0, size=1, barrier=lambda: None)
     return SimpleNamespace(
-        device=torch.device("cpu"), group=group, spans=HostSpans(), annotate=lambda _: None
+        device=torch.device("cpu"),
+        group=group,
+        spans=HostSpans(),
+        annotate=lambda _: None,
+        graph_nodes=lambda: None,
     )
 
 

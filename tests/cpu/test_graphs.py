@@ -109,7 +109,7 @@ def test_sampled_rows_replay_the_model_alone(recorder: CallRecorder) -> None:
 def test_who_waits_for_the_host_is_not_recorded() -> None:
     recorder = CallRecorder()
     with pytest.raises(RuntimeError, match="waits for the device inside a recording"):
-        recorder.record(lambda: print(torch.ones(1).item()))
+        recorder.record(lambda _: print(torch.ones(1).item()))
 
 
 class HostGroup:

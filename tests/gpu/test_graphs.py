@@ -83,7 +83,7 @@ def test_an_op_that_waits_for_the_device_cannot_be_recorded() -> None:
     device = torch.device("cuda:0")
     number = torch.ones(1, device=device)
     with pytest.raises(RuntimeError):
-        CudaRecorder(device).record(lambda: print(number.item()))
+        CudaRecorder(device).record(lambda _: print(number.item()))
     torch.cuda.synchronize(device)
     assert number.item() == 1, "the device goes on"
 
@@ -100,3 +100,21 @@ def test_shares_of_ops_are_measured_in_a_replay() -> None:
         assert all(a <= b for a, b in itertools.pairwise(shares))
         assert len(set(shares)) > len(shares) / 2, "ops take time"
         assert one.num_model_ops + len(one.greedy_shares) == len(worker.program)
+
+
+def test_the_driver_tells_which_kernels_an_op_recorded() -> None:
+    with closing(opened(cuda_graphs=False)) as engine:
+        worker = engine._worker
+        steps = RecordedSteps(worker.program, worker.rows, CudaRecorder(worker.device))
+        with torch.inference_mode():
+            steps.record([1])
+        nodes = steps.nodes(0)
+        assert nodes is not None
+        model, draw = nodes.graphs
+        ids = [op.id for op in worker.program]
+        places = [ids.index(nodes.ops[op]) for op in model.ops if op >= 0]
+        assert places == sorted(places), "kernels come in the program's order"
+        assert {"layers.0.attn.core", "layers.1.mlp.down", "head"} <= set(nodes.ops)
+        first = [op for op in model.ops if op >= 0 and nodes.ops[op].startswith("layers.1.")]
+        assert 5 <= len(first) <= 9
+        assert "sample" in {nodes.ops[op] for op in draw.ops if op >= 0}

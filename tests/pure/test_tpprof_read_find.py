@@ -79,7 +79,7 @@ class TestLeftOut:
 
     def test_what_lies_beside_our_own_traces(self, tmp_path: Path) -> None:
         make(tmp_path, "rank0.trace.json.gz", "rank1.trace.json.gz")
-        for name in ("run.json", "clock-host.json", "rank0.manifest.json", "notes.txt"):
+        for name in ("run.json", "clock-host.json", "rank0.manifest.json", "rank0.graphs.json", "notes.txt"):
             write(tmp_path / name, json.dumps({"tp": 2, "rank": 0}))
         write(tmp_path / "answers.json", json.dumps([{"prompt": "Hello", "text": "you"}]))
         write(tmp_path / "numbers.json", "[1, 2]")

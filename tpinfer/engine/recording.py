@@ -2,8 +2,10 @@
 
 DIR/rank<r>.trace.json.gz, one Kineto file a rank; DIR/rank<r>.manifest.json, what every op should
 cost there and the ceilings; DIR/rank<r>.clocks.json, how fast its device was clocked and why, where
-it says so (`config.clock_samples`); DIR/clock-<host>.json; DIR/run.json, with the dilation: what
-recording did to the time of a step. Nothing of the process environment is in any of them.
+it says so (`config.clock_samples`); DIR/rank<r>.graphs.json, the op of each kernel in its recorded
+graphs, where it replays some (`costs.graph_nodes`); DIR/clock-<host>.json; DIR/run.json, with the
+dilation: what recording did to the time of a step. Nothing of the process environment is in any of
+them.
 """
 
 import json
@@ -176,8 +178,8 @@ def _finite(ceilings: dict[str, object]) -> dict[str, object]:
 
 def _remove_earlier(directory: Path) -> None:
     """Files of an earlier recording: two runs mixed would be read as one."""
-    ranks = ("rank*.trace.json.gz", "rank*.manifest.json", "rank*.clocks.json")
-    for pattern in (*ranks, "run.json", "clock-*.json"):
+    ranks = ("trace.json.gz", "manifest.json", "clocks.json", "graphs.json")
+    for pattern in (*(f"rank*.{name}" for name in ranks), "run.json", "clock-*.json"):
         for path in directory.glob(pattern):
             path.unlink()
 

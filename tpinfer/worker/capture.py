@@ -1,8 +1,9 @@
 """One rank's recording of some steps with torch's profiler: shapes on, stacks off.
 
 Starts and stops between steps, on every rank at the same step. Writes one Kineto file a rank, which
-a child process compresses. The device's clocks are sampled meanwhile and written beside it; cost
-manifests, the host's clock and the run's facts by `engine.recording`.
+a child process compresses. The device's clocks are sampled meanwhile and written beside it, as is
+which kernel of a replayed graph belongs to which op; cost manifests, the host's clock and the run's
+facts by `engine.recording`.
 """
 
 import json
@@ -15,6 +16,7 @@ from time import perf_counter_ns
 import torch
 
 from tpinfer.config.clock_samples import ClockSamples, clock_samples_path, write_clock_samples
+from tpinfer.costs.graph_nodes import graph_nodes_path, write_graph_nodes
 from tpinfer.machine.clock_source import sampler_of
 from tpinfer.machine.clocks import ClockSampler
 from tpinfer.worker.annotations import Annotate, nvtx_ranges, together, torch_ranges
@@ -92,6 +94,9 @@ class Capture:
         self._profiler = None
         if self._clocks is not None and len(self._clocks):
             write_clock_samples(self._clocks, clock_samples_path(directory, rank))
+        nodes = self._worker.graph_nodes()
+        if nodes is not None:
+            write_graph_nodes(nodes, graph_nodes_path(directory, rank))
         command = [sys.executable, "-m", "tpinfer.launching.pack_trace", str(raw), str(final)]
         subprocess.run(command, check=True)
         return final

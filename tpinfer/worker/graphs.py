@@ -18,8 +18,10 @@ from typing import Protocol
 
 import torch
 
+from tpinfer.costs.graph_nodes import GraphNodes, OpKernels, graph_nodes
 from tpinfer.layers.step_inputs import Activations, Op, StepInputs
 from tpinfer.steps.plan import StepPlan
+from tpinfer.worker.graph_nodes import NodeWatch, load_driver
 from tpinfer.worker.rows import RowStore
 
 Replay = Callable[[], None]
@@ -30,11 +32,21 @@ _TIMED = 3
 _FINE, _COARSE_FROM = (1, 2, 4), 8
 
 
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What was recorded of one call."""
+
+    replay: Replay
+    kernels: Sequence[Sequence[str]] | None = None
+    """Name patterns (`costs.graph_nodes`) of the kernels in front of each of the call's marks, and
+    of those behind the last; None where nobody told."""
+
+
 class Recorder(Protocol):
     """What records and replays; on a GPU `CudaRecorder`."""
 
-    def record(self, call: Callable[[], None]) -> Replay:
-        """Record what `call` launches, without running it; the result runs it."""
+    def record(self, call: Callable[[Mark], None]) -> Recorded:
+        """Record what `call` launches, without running it."""
         ...
 
     def op_shares(self, call: Callable[[Mark], None], num_ops: int) -> list[float]:
@@ -58,6 +70,10 @@ class RecordedStep:
     """Share of the model's time that is over at the end of each op, measured when it was recorded:
     a replay is launched whole, and only its two ends are timed each time."""
     greedy_shares: tuple[float, ...]
+    """The same of the ops behind."""
+    model_kernels: tuple[OpKernels, ...]
+    """Kernels that were recorded for each op, in order; empty where the recorder does not tell."""
+    greedy_kernels: tuple[OpKernels, ...]
     """The same of the ops behind."""
 
     @property
@@ -103,6 +119,13 @@ class RecordedSteps:
             return None
         return self._steps[place]
 
+    def nodes(self, rank: int) -> GraphNodes | None:
+        """Which op each recorded kernel was made for; None where the recorder does not tell."""
+        told = [step for step in self._steps if step.model_kernels]
+        parts = [(step.num_rows, "model", step.model_kernels) for step in told]
+        parts += [(step.num_rows, "draw", step.greedy_kernels) for step in told]
+        return graph_nodes(rank, parts) if parts else None
+
     def __len__(self) -> int:
         return len(self._steps)
 
@@ -135,14 +158,18 @@ class RecordedSteps:
         for _ in range(_WARM_UPS):  # what is compiled, tuned or connected at a first call
             both(_nothing)
         ends = self._recorder.op_shares(both, len(program))
+        recorded, drawn = self._recorder.record(model), self._recorder.record(greedy)
+        ids = [op.id for op in program]
         return RecordedStep(
             num_rows,
-            self._recorder.record(partial(model, _nothing)),
-            self._recorder.record(partial(greedy, _nothing)),
+            recorded.replay,
+            drawn.replay,
             acts.logits,
             tokens,
             tuple(shares_of(ends[:split])),
             tuple(shares_of([end - ends[split - 1] for end in ends[split:]])),
+            _kernels(["", *ids[:split], ""], recorded.kernels),
+            _kernels([*ids[split:], ""], drawn.kernels),
         )
 
 
@@ -153,13 +180,22 @@ class CudaRecorder:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(device)
+        self._driver = load_driver()
         # A pool whose last graph has died takes no other: this one stays.
         self._keeper = self._captured(lambda: torch.zeros(1, device=device))
 
-    def record(self, call: Callable[[], None]) -> Replay:
+    def record(self, call: Callable[[Mark], None]) -> Recorded:
         """As `Recorder.record`. Other threads may use the device meanwhile: NCCL's watchdog asks it
         for its events."""
-        return self._captured(call).replay
+        if self._driver is None:
+            return Recorded(self._captured(partial(call, _nothing)).replay)
+        watch = NodeWatch(self._driver, self._stream.cuda_stream)
+
+        def watched() -> None:
+            call(watch.mark)
+            watch.mark()
+
+        return Recorded(self._captured(watched).replay, watch.parts())
 
     def _captured(self, call: Callable[[], object]) -> torch.cuda.CUDAGraph:
         torch.cuda.synchronize(self._device)
@@ -175,10 +211,10 @@ class CudaRecorder:
         """As `Recorder.op_shares`, from a recording of its own with an event behind every op."""
         events = [torch.cuda.Event(enable_timing=True, external=True) for _ in range(num_ops + 1)]
         places = iter(events)
-        replay = self.record(lambda: call(lambda: next(places).record()))
+        graph = self._captured(lambda: call(lambda: next(places).record()))
         best: list[float] | None = None
         for _ in range(_TIMED):
-            replay()
+            graph.replay()
             torch.cuda.synchronize(self._device)
             times = [events[0].elapsed_time(event) for event in events[1:]]
             if best is None or times[-1] < best[-1]:
@@ -197,6 +233,15 @@ def shares_of(ends: Sequence[float]) -> list[float]:
         last = max(last, end / whole)
         found.append(min(last, 1.0))
     return found
+
+
+def _kernels(
+    op_ids: Sequence[str], patterns: Sequence[Sequence[str]] | None
+) -> tuple[OpKernels, ...]:
+    """Of each op; empty where nothing was told."""
+    if patterns is None:
+        return ()
+    return tuple(OpKernels(*one) for one in zip(op_ids, patterns, strict=True))
 
 
 def _nothing() -> None:

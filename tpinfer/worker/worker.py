@@ -14,6 +14,7 @@ import torch
 from tpinfer.attention.host_tier import HostTier
 from tpinfer.attention.paged_kv import PagedKV
 from tpinfer.collectives.group import Group
+from tpinfer.costs.graph_nodes import GraphNodes
 from tpinfer.costs.ops import StepAggregates
 from tpinfer.costs.step_record import Measurements, StepRecord
 from tpinfer.layers.step_inputs import Activations, Op, StepInputs
@@ -120,6 +121,10 @@ class Worker:
         self._recorded = None
         for run in self._runs:
             run.forget_recorded()
+
+    def graph_nodes(self) -> GraphNodes | None:
+        """Which op each kernel of the recordings was made for; None where nobody knows."""
+        return None if self._recorded is None else self._recorded.nodes(self.group.rank)
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step."""

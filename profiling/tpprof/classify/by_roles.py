@@ -1,7 +1,8 @@
 """Op ids for kernels that no annotation names, from their place in the order of a decoder's ops.
 
-Kernels of this project's own graph replays get the ids of the manifest beside the trace; those of
-other engines the ids of the ledger of a model that the user names. A stretch of kernels is one
+Kernels of this project's own graph replays that `by_nodes` could not read get the ids of the
+manifest beside the trace; those of other engines the ids of the ledger of a model that the user
+names. A stretch of kernels is one
 step's, or, where nobody annotated steps, one graph launch's. Equal stretches are read once.
 """
 
@@ -106,11 +107,15 @@ def _with_kind(verdict: Verdict, kind: int) -> Verdict:
     return Verdict(WorkKind(kind), verdict.op, verdict.role)
 
 
-def place_in_graphs(entries: Entries, names: Names, manifest: Manifest) -> Placed:
-    """Op ids of the manifest for kernels of this project's graph replays, in steps it annotated."""
+def place_in_graphs(
+    entries: Entries, names: Names, manifest: Manifest, is_read: np.ndarray
+) -> Placed:
+    """Op ids of the manifest for kernels of this project's graph replays, in steps it annotated and
+    of which nothing was read by nodes. is_read: bool [n], of those that were."""
     layer = np.full(len(entries), NONE, np.int32)
     rows = np.flatnonzero(entries.in_graph & (entries.op_id < 0) & (entries.step >= 0))
     rows = rows[entries.kind[rows] != WorkKind.COPY]
+    rows = rows[~np.isin(entries.step[rows], entries.step[is_read])]
     if not len(rows):
         return Placed(layer, [])
     reader = _Reader(entries, names, manifest, manifest.tp)

@@ -10,6 +10,7 @@ from tpinfer.costs.leaves import LEAVES
 from tpinfer.costs.ledger import CostLedger
 from tpinfer.sharding.partition import partition_model
 from tpprof.classify.aggregates import completed
+from tpprof.classify.by_nodes import place_by_nodes
 from tpprof.classify.by_roles import place_in_graphs, place_in_model
 from tpprof.classify.collectives import bytes_on_wire, communication, is_comm, mark_known
 from tpprof.classify.entries import Entries, Texts, framework_keys, layers_of, make_entries
@@ -49,8 +50,12 @@ def classify_trace(
     layer = np.full(len(entries), NONE, np.int32)
     mark_known(trace, entries, manifest)
     if manifest is not None:
-        placed = place_in_graphs(entries, names, manifest)
-        layer, told = placed.layer, placed.warnings
+        is_read, told = np.zeros(len(entries), bool), []
+        if costs.nodes is not None:
+            read = place_by_nodes(trace, entries, names, costs.nodes)
+            is_read, told = read.is_read, read.warnings()
+        placed = place_in_graphs(entries, names, manifest, is_read)
+        layer, told = placed.layer, [*told, *placed.warnings]
         mark_known(trace, entries, manifest)
     prices = Prices(entries)
     if manifest is not None:

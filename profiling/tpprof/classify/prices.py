@@ -13,6 +13,7 @@ import numpy as np
 
 from tpinfer.config.dtypes import DType
 from tpinfer.config.model import ModelSpec
+from tpinfer.costs.graph_nodes import GraphNodes
 from tpprof.classify.calls import DTYPES, call_costs
 from tpprof.classify.entries import Entries
 from tpprof.classify.manifest import Manifest
@@ -28,6 +29,8 @@ class CostSource:
     manifest: Manifest | None = None
     spec: ModelSpec | None = None
     tp: int = 1
+    nodes: GraphNodes | None = None
+    """Which op each kernel of its graphs was recorded for."""
 
 
 @dataclass(frozen=True)

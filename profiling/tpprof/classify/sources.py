@@ -1,10 +1,12 @@
-"""Where the prices of a trace come from: the manifest beside it, and the model the user names."""
+"""Where the prices of a trace come from: the manifest and the graphs' nodes beside it, and the
+model the user names."""
 
 from pathlib import Path
 
 from tpinfer.config.huggingface import parse_model_spec, read_model_spec
 from tpinfer.config.json_keys import read_json_object
 from tpinfer.config.model import ModelSpec
+from tpinfer.costs.graph_nodes import graph_nodes_path, read_graph_nodes
 from tpprof.classify.manifest import beside, read_manifest
 from tpprof.classify.prices import CostSource
 from tpprof.errors import TraceError
@@ -28,7 +30,10 @@ def cost_source(
             f"--tp {size} is more than the model's {spec.num_heads} attention heads; check --model "
             "and --tp"
         )
-    return CostSource(read_manifest(path) if path else None, spec, size)
+    nodes = None
+    if path:
+        nodes = read_graph_nodes(graph_nodes_path(Path(trace.source).parent, trace.rank))
+    return CostSource(read_manifest(path) if path else None, spec, size, nodes)
 
 
 def _spec(path: Path) -> ModelSpec:
