@@ -21,6 +21,17 @@ from tpinfer.planner.split import Split
 
 CALL = ["plan", "--model", "llama-3.1-8b", "--topology", "dgx-h100"]
 LOAD = ["--input-len", "64", "--output-len", "16"]
+TOPOLOGIES = Path(__file__).parents[2] / "topologies"
+MEASURED = """version: 1
+topology: {name}
+date: "2026-11-27T00:00:00Z"
+devices:
+  - host: {host}
+    ids: [0]
+    sharing: 1
+    ops:
+      - {{kind: norm, dtype: {dtype}, floor: 10us, bytes: 10GB/s, error: 0.1}}
+"""
 LAW = PrefillLaw(512, 0.002, 2e-5, 3e-9)
 
 
@@ -174,3 +185,24 @@ def test_a_report_without_windows_is_refused_with_the_way_to_get_them() -> None:
     report = replace(tpprof_reports.two_ranks(), windows=[])
     with pytest.raises(TraceError, match=r"tpprof analyze TRACES --window steps --json r\.json"):
         measured_in(report, "r.json")
+
+
+@pytest.mark.parametrize(
+    ("asked", "measured", "expected"),
+    [(("--precision", "auto"), "float32", "fp32"), ((), "bfloat16", "bf16"),
+     (("--precision", "bf16"), "float32", "bf16"), ((), None, "bf16")],
+)  # fmt: skip
+def test_a_cpu_is_planned_in_what_the_runtime_computes_in_there(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, asked: tuple[str, ...],
+    measured: str | None, expected: str,
+) -> None:  # fmt: skip
+    """The checkpoint is bfloat16, which some processors multiply more slowly than float32."""
+    topology = (TOPOLOGIES / "cpu-laptop.yaml").read_text()
+    (tmp_path / "box.yaml").write_text(topology)
+    if measured:
+        (tmp_path / "box.measured.yaml").write_text(
+            MEASURED.format(name="cpu-laptop", host="laptop", dtype=measured)
+        )
+    call = ["plan", "--model", "qwen3-0.6b", "--topology", str(tmp_path / "box.yaml"), *LOAD]
+    assert main([*call, "--tp", "1", "--concurrency", "1", *asked]) == 0
+    assert f" layers in {expected} on " in capsys.readouterr().out

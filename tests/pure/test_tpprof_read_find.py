@@ -79,8 +79,10 @@ class TestLeftOut:
 
     def test_what_lies_beside_our_own_traces(self, tmp_path: Path) -> None:
         make(tmp_path, "rank0.trace.json.gz", "rank1.trace.json.gz")
-        for name in ("run.json", "clock-host.json", "rank0.manifest.json", "rank0.graphs.json", "notes.txt"):
+        beside = ("manifest", "clocks", "graphs")
+        for name in ("run.json", "clock-host.json", *(f"rank0.{what}.json" for what in beside)):
             write(tmp_path / name, json.dumps({"tp": 2, "rank": 0}))
+        write(tmp_path / "notes.txt", "notes")
         write(tmp_path / "answers.json", json.dumps([{"prompt": "Hello", "text": "you"}]))
         write(tmp_path / "numbers.json", "[1, 2]")
         (tmp_path / "rank1.trace.json.gz.part").write_bytes(b"half")

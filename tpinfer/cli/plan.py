@@ -114,7 +114,11 @@ def _planner(args: argparse.Namespace) -> "tuple[Planner, EngineSettings]":
             f"{workload.num_tokens} tokens, and the model takes {spec.max_position}; lower one"
         )
     names = {DType.FLOAT32: "fp32", DType.BFLOAT16: "bf16", DType.FLOAT16: "fp16"}
-    precision = precision_named(names[spec.dtype] if args.precision == "auto" else args.precision)
+    dtype = spec.dtype
+    if topology.measured and any(host.computes_on_cpu for host in topology.hosts):
+        # As the runtime does, where a processor multiplies 16 bits more slowly.
+        dtype = topology.measured.computed_in() or dtype
+    precision = precision_named(names[dtype] if args.precision == "auto" else args.precision)
     precision = precision.with_kv(kv_cache_dtype(args.kv_cache_dtype, precision.activation))
     traits = None
     if args.traits:

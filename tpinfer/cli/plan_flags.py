@@ -43,7 +43,7 @@ def _machine_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--precision", default="auto", metavar="NAME",
         help="weights and products: bf16, fp8, int8, int4 (bf16 products), fp16, fp32, fp4; auto: "
-             "the checkpoint's",
+             "the checkpoint's, on a probed CPU what its ops ran in",
     )  # fmt: skip
     group.add_argument(
         "--kv-cache-dtype", choices=["auto", "bf16", "int8", "fp8"], default="auto",

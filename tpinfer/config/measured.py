@@ -233,6 +233,12 @@ class Measurement:
     devices: tuple[DeviceMeasurement, ...] = ()
     groups: tuple[GroupMeasurement, ...] = ()
 
+    def computed_in(self) -> DType | None:
+        """What the runtime computed in when its ops were measured; None where none were, or in
+        several."""
+        found = {op.dtype for device in self.devices for op in device.ops}
+        return found.pop() if len(found) == 1 else None
+
     def device(self, host: str, device: str, num_sharing: int = 1) -> DeviceMeasurement | None:
         """What is known of a device: of several, that with the nearest number of ranks sharing."""
         found = [m for m in self.devices if m.host == host and device in m.devices]
