@@ -1,10 +1,11 @@
 """Products with the weights of Llama-3.1-8B on one GPU: torch's against the own kernels, by rows
-and tile; and all of a step's products of one row behind each other in one recorded graph.
+and tile; and all of a step's ops but rope and attention behind each other in one recorded graph.
 
     python profiling/gpu/linears.py --out profiling/results/gpu/linears.json [--rows 1,4,16,32,64]
 
-Each time is the median of several, behind a write that leaves nothing of the weight in L2. Without
-a GPU the script says so and ends with exit code 3.
+Each time is that of one of several products behind each other in a recorded graph, over copies of
+the weight that no cache holds: the median of several replays. gate_up is timed with its gate too.
+Without a GPU the script says so and ends with exit code 3.
 """
 
 import argparse
@@ -12,6 +13,8 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,17 +45,18 @@ def main() -> int:
         print("linears: no GPU is visible here; run it on a machine that has one")
         return 3
     found: dict[str, Any] = {"command": sys.argv, "date": time.strftime("%Y-%m-%d %H:%M:%S")}
-    found["machine"] = first_call.part_machine(SimpleNamespace())
+    found["machine"] = first_call.part_machine(args)
     found["products"] = by_tile([int(rows) for rows in args.rows.split(",")])
-    found["step of one row, us"] = {
-        f"{'dependent' if dependent else 'one behind the other'}": whole_step_us(dependent)
-        for dependent in (False, True)
+    found["step without attention, us"] = {
+        f"{rows} rows, {how}": whole_step_us(rows, how)
+        for rows in (1, 32, 64)
+        for how in ("torch", "chosen", "dependent")
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(found, indent=1) + "\n")
     for name, times in found["products"].items():
         print(name, {tile: f"{us:.1f}" for tile, us in times.items()})
-    print(found["step of one row, us"])
+    print(found["step without attention, us"])
     return 0
 
 
@@ -61,13 +65,14 @@ def by_tile(sizes: list[int]) -> dict[str, dict[str, float]]:
     import torch
     import torch.nn.functional as F
 
-    from tpinfer.layers.skinny import device_timer
+    from tpinfer.layers.skinny import device_timer, in_turn
     from tpinfer.layers.triton_linear import (
         launches_dependent,
         skinny_product,
         split_space,
         tiles_for,
     )
+    from tpinfer.layers.triton_norm import gate
 
     device = torch.device("cuda")
     timer, dependent = device_timer(device), launches_dependent(device)
@@ -77,59 +82,89 @@ def by_tile(sizes: list[int]) -> dict[str, dict[str, float]]:
         space = split_space(columns, device)
         for rows in sizes:
             x = torch.randn(rows, inner, device=device, dtype=torch.bfloat16)
-            calls: dict[str, Any] = {"torch": lambda x=x, weight=weight: F.linear(x, weight)}
+            calls: dict[str, Any] = {"torch": partial(F.linear, x)}
+            gates = name == "gate_up"
+            if gates:
+                calls["torch, then the gate"] = lambda weight, x=x: gate(F.linear(x, weight))
             for tile in tiles_for(rows, columns):
-                calls[str(tile)] = lambda tile=tile, x=x, weight=weight, space=space: (
-                    skinny_product(x, weight, None, tile, space, dependent=dependent)
-                )
+                for gated in {False, gates}:
+
+                    def own(
+                        weight: Any, x: Any = x, tile: Any = tile, space: Any = space,
+                        gated: bool = gated,
+                    ) -> Any:  # fmt: skip
+                        return skinny_product(
+                            x, weight, None, tile, space, gates=gated, dependent=dependent
+                        )
+
+                    calls[f"{tile}{' gated' * gated}"] = own
             times = found[f"{name}, {rows} rows"] = {}
             for label, call in calls.items():
                 try:
-                    call()
-                    times[label] = statistics.median(timer(call) for _ in range(REPEATS)) * 1e6
+                    times[label] = timer([partial(call, one) for one in in_turn(weight)]) * 1e6
                 except Exception as failure:  # a tile that does not fit this device
                     print(f"{name}, {rows} rows, {label}: {str(failure)[:100]}")
         del weight
     return found
 
 
-def whole_step_us(dependent: bool) -> float:
-    """A graph of all products of one row, with the norms, gates and additions inside them."""
+def whole_step_us(rows: int, how: str) -> float:
+    """A graph of all ops of a step but rope and attention, through the ops that the runtime binds.
+    how: `torch` for torch's products alone, `chosen` for those chosen by time, `dependent` for
+    these launched dependent."""
     import torch
 
-    from tpinfer.layers.skinny import SkinnyMatMul, SkinnyProducts, device_timer
+    from tpinfer.layers.matmul import MatMul, plain_matmul
+    from tpinfer.layers.skinny import SkinnyProducts, device_timer
+    from tpinfer.layers.step_inputs import Activations
+    from tpinfer.layers.triton_ops import TritonLayerOps
 
     device = torch.device("cuda")
     torch.cuda.empty_cache()
-    products = SkinnyProducts(device_timer(device), dependent)
+    products = SkinnyProducts(device_timer(device), how == "dependent")
+    bind = plain_matmul if how == "torch" else products.bind
 
-    def bound(name: str) -> SkinnyMatMul:
+    def bound(name: str) -> MatMul:
         columns, inner = SHAPES[name]
         weight = torch.empty(columns, inner, device=device, dtype=torch.bfloat16).normal_(0, 0.01)
-        made = products.bind(weight, None)
-        assert isinstance(made, SkinnyMatMul)
-        return made
+        return bind(weight, None)
 
-    names = ("qkv", "out", "gate_up", "down")
-    layers = [{name: bound(name) for name in names} for _ in range(NUM_LAYERS)]
-    head = bound("head")
-    residual = torch.randn(1, 4096, device=device, dtype=torch.bfloat16)
-    norm = torch.ones(4096, device=device, dtype=torch.bfloat16), 1e-5
+    names = [f"layers.{i}.{name}" for i in range(NUM_LAYERS) for name in list(SHAPES)[:-1]]
+    matmuls = {name: bound(name.rpartition(".")[2]) for name in names} | {"head": bound("head")}
+    ops, norm = TritonLayerOps(matmuls), torch.ones(4096, device=device, dtype=torch.bfloat16)
+    calls: list[Any] = []
+    for i in range(NUM_LAYERS):
+        calls += [
+            ops.bind_norm(norm, 1e-5, adds_delta=i > 0), ops.bind_qkv(f"layers.{i}.qkv"),
+            lambda acts, _: setattr(acts, "mixed", acts.qkv[:, :4096]),
+            ops.bind_out(f"layers.{i}.out", is_whole=True),
+            ops.bind_norm(norm, 1e-5, adds_delta=True), ops.bind_gate_up(f"layers.{i}.gate_up"),
+            ops.bind_activation(), ops.bind_down(f"layers.{i}.down", is_whole=True),
+        ]  # fmt: skip
+    calls += [ops.bind_final_norm(norm, 1e-5), ops.bind_head()]
+    step: Any = SimpleNamespace(logit_rows=torch.arange(rows, device=device))
+    acts = Activations()
+    residual = torch.randn(rows, 4096, device=device, dtype=torch.bfloat16)
 
-    def step() -> None:
-        for layer in layers:
-            qkv = layer["qkv"].normed(residual, norm)
-            layer["out"].add_to(residual, qkv[:, :4096])
-            layer["down"].add_to(residual, layer["gate_up"].gated(residual, norm))
-        head.normed(residual, norm)
+    def run() -> None:
+        acts.residual, acts.delta = residual, None
+        for call in calls:
+            call(acts, step)
+
+    return replayed_us(run)
+
+
+def replayed_us(run: Callable[[], None]) -> float:
+    """Median time of what `run` launches, recorded and replayed."""
+    import torch
 
     stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        step()
+    with torch.inference_mode(), torch.cuda.stream(stream):
+        run()
         stream.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
-            step()
+            run()
     ends = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
     times = []
     for _ in range(REPEATS):

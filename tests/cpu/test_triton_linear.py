@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("triton")
 
 
-@pytest.mark.parametrize("case", ["products", "fused", "loading", "choices", "compiled"])
+@pytest.mark.parametrize("case", ["products", "gated", "fused", "loading", "choices", "compiled"])
 def test_skinny_products(case: str) -> None:
     command = [sys.executable, "-m", "tests.cpu.triton_linear_program", case]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -205,14 +205,15 @@ def decoder() -> None:
         return found
 
     with torch.inference_mode():
-        for name in ("llama-mqa-bias", "qwen3-norms", "llama-nine-heads"):
+        for name in BINDS:
             with TemporaryDirectory() as folder:
                 directory = write_checkpoint(name, Path(folder))
                 expected = greedy(directory)
                 held = thread_ranks.TorchLayerOps, thread_ranks.TorchPasses
                 plain = thread_ranks.plain_matmul
                 thread_ranks.TorchLayerOps, thread_ranks.TorchPasses = TritonLayerOps, TritonPasses
-                for bind in (plain, _always_own) if name == "qwen3-norms" else (_always_own,):
+                for bind in BINDS[name]:
+                    bind = bind or plain
                     thread_ranks.plain_matmul = bind
                     found = greedy(directory)
                     assert found == expected, (name, bind, found, expected)
@@ -220,19 +221,36 @@ def decoder() -> None:
                 thread_ranks.plain_matmul = plain
 
 
-def _always_own(weight: torch.Tensor, bias: torch.Tensor | None) -> SkinnyMatMul:
+def _own_row(weight: torch.Tensor, bias: torch.Tensor | None) -> SkinnyMatMul:
     """A product whose single row takes the ops around it along."""
     return SkinnyMatMul(weight, bias, (None, TILES[1], *[None] * (MOST_ROWS - 1)), False)
+
+
+def _own_rows(weight: torch.Tensor, bias: torch.Tensor | None) -> SkinnyMatMul:
+    """A product whose rows take their gate along."""
+    return SkinnyMatMul(weight, bias, (None, *[TILES[1]] * MOST_ROWS), False)
+
+
+BINDS = {
+    "llama-mqa-bias": (_own_row,), "qwen3-norms": (None, _own_rows), "llama-nine-heads": (_own_row,)
+}  # fmt: skip
+"""Products that each model is tried with; None for torch's."""
 
 
 def compiled() -> None:
     """For sm_90, without one."""
     for dtype in ("bf16", "fp16", "fp32"):
         of = f"*{dtype}"
-        flags = {"ADDS": True, "KEEPS": True, "GATHERS": True, "BLOCK": 4096}
-        compile_for_gpu(norm_rows, dict.fromkeys(("residual_ptr", "delta_ptr", "weight_ptr",
-            "hidden_ptr"), of) | {"rows_ptr": "*i64", "eps": "fp32"}, flags, 8)  # fmt: skip
-        compile_for_gpu(gate_rows, {"gate_up_ptr": of, "gated_ptr": of}, {"BLOCK": 1024}, 4)
+        rows = dict.fromkeys(("residual_ptr", "delta_ptr", "weight_ptr", "hidden_ptr"), of)
+        rows |= {"rows_ptr": "*i64", "eps": "fp32"}
+        for leads in (False, True):
+            flags = {"ADDS": True, "KEEPS": True, "GATHERS": True, "LEADS": leads, "BLOCK": 4096}
+            normed = compile_for_gpu(norm_rows, rows, flags, 8)
+            flags = {"LEADS": leads, "BLOCK": 1024}
+            gated = compile_for_gpu(gate_rows, {"gate_up_ptr": of, "gated_ptr": of}, flags, 4)
+            for ptx in (normed, gated):
+                assert ("griddepcontrol.launch_dependents" in ptx) == leads
+                assert "griddepcontrol.wait" not in ptx, "launched when all is over in front of it"
         names = ("qkv_ptr", "cos_ptr", "sin_ptr", "q_norm_ptr", "k_norm_ptr")
         pointers = dict.fromkeys(names, of) | {"slots_ptr": "*i64", "eps": "fp32"}
         for kept in (dtype, "i8", "u8"):
@@ -244,8 +262,8 @@ def compiled() -> None:
     compile_for_gpu(best_of_chunks, {"logits_ptr": "*fp32", "found_ptr": "*i64"}, flags, 4)
 
 
-def compile_for_gpu(kernel, typed: dict[str, str], constants: dict, num_warps: int) -> None:
-    """Machine code of a kernel; arguments that are not `typed` are int32."""
+def compile_for_gpu(kernel, typed: dict[str, str], constants: dict, num_warps: int) -> str:
+    """PTX of a kernel that has machine code; arguments that are not `typed` are int32."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -258,6 +276,7 @@ def compile_for_gpu(kernel, typed: dict[str, str], constants: dict, num_warps: i
     target = GPUTarget("cuda", 90, 32)
     made = triton.compile(source, target=target, options={"num_warps": num_warps})
     assert made.asm["cubin"], "no machine code"
+    return made.asm["ptx"]
 
 
 if __name__ == "__main__":

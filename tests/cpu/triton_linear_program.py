@@ -2,6 +2,8 @@
 CASE."""
 
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from tests.cpu.triton_interpreter import interpret
 
@@ -17,6 +19,7 @@ from tpinfer.layers.triton_linear import (  # noqa: E402
     MOST_ROWS,
     TILES,
     few_rows,
+    few_rows_gated,
     one_row,
     one_row_added,
     one_row_gated,
@@ -53,6 +56,29 @@ def products() -> None:
                     assert not space.arrived.any()
                     assert found.dtype is dtype and found.shape == (rows, columns)
                     torch.testing.assert_close(found.float(), exact, atol=tolerance, rtol=tolerance)
+
+
+def gated() -> None:
+    """Products of several rows with the gate behind, against ops of their own in float32."""
+    for dtype, tolerance in TOLERANCE.items():
+        for rows, width, inner in ((2, 33, 72), (16, 20, 520), (17, 40, 72), (64, 70, 136)):
+            torch.manual_seed(inner)
+            x = torch.randn(rows, inner).to(dtype)
+            weight = (torch.randn(2 * width, inner) / inner**0.5).to(dtype)
+            for bias in (None, torch.randn(2 * width).to(dtype)):
+                wide = None if bias is None else bias.float()
+                gate, up = F.linear(x.float(), weight.float(), wide).chunk(2, -1)
+                space = split_space(2 * width, x.device)
+                for tile in tiles_for(rows, 2 * width):
+                    one = SkinnyMatMul(weight, bias, (None, *[tile] * MOST_ROWS), False, space)
+                    assert one.gates(rows) and not one.gates(MOST_ROWS + 1)
+                    found = one.gated_rows(x)
+                    assert not space.arrived.any()
+                    assert found.dtype is dtype and found.shape == (rows, width)
+                    limit = 2 * tolerance
+                    torch.testing.assert_close(
+                        found.float(), F.silu(gate) * up, atol=limit, rtol=limit
+                    )
 
 
 def fused() -> None:
@@ -95,7 +121,7 @@ def load_skinny_here() -> tuple[SkinnyProducts | None, str]:
     """Without the timer, which needs a device with events."""
     from tpinfer.layers import skinny
 
-    setattr(skinny, "device_timer", lambda device: lambda call: 1.0)  # noqa: B010
+    setattr(skinny, "device_timer", lambda device: lambda calls: 1.0)  # noqa: B010
     return load_skinny(torch.device("cpu"))
 
 
@@ -104,8 +130,15 @@ def choices() -> None:
     clock = iter(range(10**6))
     torch_is_slow = {"now": True}
 
-    def time(call: object) -> float:
-        is_own = "_own" in getattr(call, "__code__").co_names  # noqa: B009
+    def time(calls: Sequence[Callable[[], object]]) -> float:
+        """Of calls on weights apart from each other."""
+        parts = [one for one in calls if isinstance(one, partial)]
+        weights = [one.args[1] for one in parts]
+        assert len(calls) == len(parts) == 16, "as many copies as are ever made"
+        assert len({one.data_ptr() for one in weights}) == 16
+        is_own = parts[0].func is not F.linear
+        for call in calls[:2]:
+            assert isinstance(call(), torch.Tensor)
         step = next(clock) * 1e-9
         return step + (1.0 if is_own == torch_is_slow["now"] else 2.0)
 
@@ -150,14 +183,23 @@ def compiled() -> None:
                     }
                     constants["INNER"] = min(512, tile.inner)
                     constants["PRECISION"] = "ieee" if dtype == "fp32" else "tf32"
+                    constants["LINE"] = 32 if dtype == "fp32" else 64
                     if dtype == "fp32" and rows > 16:
                         continue  # wider than shared memory: what does not compile is not chosen
-                    compile_for_gpu(few_rows, dtype, constants, tile.num_warps, tile.num_stages)
+                    made = compile_for_gpu(
+                        few_rows, dtype, constants, tile.num_warps, tile.num_stages
+                    )
+                    assert ("prefetch.global.L2" in made) == dependent
+                    constants["COLUMNS"] = max(16, tile.columns // 2)
+                    compile_for_gpu(
+                        few_rows_gated, dtype, constants, tile.num_warps, tile.num_stages
+                    )
 
 
 def compile_for_gpu(
     kernel, dtype: str, constants: dict[str, object], num_warps: int, num_stages: int
-) -> None:
+) -> str:
+    """Its PTX."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -173,6 +215,7 @@ def compile_for_gpu(
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     assert made.asm["cubin"], "no machine code"
     assert ("griddepcontrol.wait" in made.asm["ptx"]) == constants["DEPENDENT"]
+    return made.asm["ptx"]
 
 
 if __name__ == "__main__":

@@ -229,6 +229,7 @@ FALSE_FRIENDS = {
 OURS = {
     "best_of_chunks": Verdict(role="sample"),
     "few_rows": Verdict(role="gemm"),
+    "few_rows_gated": Verdict(role="gated_gemm"),
     "gate_rows": Verdict(role="activation"),
     "gather_parts": Verdict(WorkKind.COMM, "allgather"),
     "norm_rows": Verdict(role="norm"),

@@ -6,8 +6,9 @@ then, as they do between cards, but every rank uses one choice for all steps.
 """
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +26,13 @@ from tpinfer.layers.triton_linear import (
     tiles_for,
 )
 
-Time = Callable[[Callable[[], object]], float]
-"""Seconds of one call whose weights are not in a cache."""
+Time = Callable[[Sequence[Callable[[], object]]], float]
+"""Seconds of one of some calls that run one behind the other, as in a recorded step."""
 _SAMPLED_ROWS = (1, 4, 16, 64)
 _REPEATS = 5
+_APART_BYTES = 128 << 20
+"""Weights read in turn that together take this much are in no cache when it is their turn again."""
+_LEAST_CALLS, _MOST_COPIES = 6, 16
 _TOLERANCES = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
@@ -64,9 +68,20 @@ class SkinnyMatMul:
         self._run(x_1K, out, norm)
         return out
 
+    def gates(self, num_rows: int) -> bool:
+        """Whether that many rows may go through `gated_rows`."""
+        return num_rows <= MOST_ROWS and self.by_rows[num_rows] is not None
+
+    def gated_rows(self, x_TK: torch.Tensor) -> torch.Tensor:
+        """silu(gate) * up [T, N / 2] of the product, the gate's columns first."""
+        tile = self.by_rows[len(x_TK)]
+        assert tile is not None, "whoever calls has asked `gates`"
+        return skinny_product(
+            x_TK, self.weight, self.bias, tile, self.space, gates=True, dependent=self.dependent
+        )
+
     def gated(self, x_1K: torch.Tensor, norm: tuple[torch.Tensor, float] | None) -> torch.Tensor:
-        """silu(gate) * up [1, N / 2] of the product, the gate's columns first; `norm` as for
-        `normed`, None where x is normed already."""
+        """`gated_rows` of one row; `norm` as for `normed`, None where x is normed already."""
         out = x_1K.new_empty(1, self.weight.shape[0] // 2)
         self._run(x_1K, out, norm, gates=True)
         return out
@@ -129,12 +144,13 @@ class SkinnyProducts:
         x *= torch.arange(rows, device=x.device, dtype=x.dtype).unsqueeze(1) + 1
         expected = F.linear(x, weight)
         bound = _TOLERANCES[weight.dtype] * float(expected.abs().max())
-        torch_s = best_s = self._typical(lambda: F.linear(x, weight))
+        weights = in_turn(weight)
+        torch_s = best_s = self.time([partial(F.linear, x, one) for one in weights])
         best: Tile | None = None
         for tile in tiles_for(rows, weight.shape[0]):
             if not self._error(x, weight, tile, expected) <= bound:
                 continue
-            tile_s = self._typical(lambda tile=tile: self._own(x, weight, tile))
+            tile_s = self.time([partial(self._own, x, one, tile) for one in weights])
             if tile_s < best_s:
                 best, best_s = tile, tile_s
         if best is not None:
@@ -160,9 +176,12 @@ class SkinnyProducts:
             self.spaces[count] = split_space(count, weight.device)
         return self.spaces[count]
 
-    def _typical(self, call: Callable[[], object]) -> float:
-        call()
-        return statistics.median(self.time(call) for _ in range(_REPEATS))
+
+def in_turn(weight: torch.Tensor) -> list[torch.Tensor]:
+    """The weight and copies of it, in an order in which no cache holds the next one."""
+    num_apart = min(_MOST_COPIES, -(-_APART_BYTES // weight.nbytes))
+    apart = [weight, *(weight.clone() for _ in range(num_apart - 1))]
+    return [apart[i % num_apart] for i in range(max(_LEAST_CALLS, num_apart))]
 
 
 def _of_rows(tiles: Mapping[int, Tile | None], rows: int) -> Tile | None:
@@ -173,17 +192,36 @@ def _of_rows(tiles: Mapping[int, Tile | None], rows: int) -> Tile | None:
 
 
 def device_timer(device: torch.device) -> Time:
-    """Times by device events, each behind a write that leaves nothing of the weights in L2."""
+    """Times calls in a recorded graph, as steps replay them, by device events behind a write that
+    leaves nothing of the weights in L2. Where they cannot be recorded, as they are launched."""
     flush = torch.empty(256 << 20, dtype=torch.uint8, device=device)
     events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+    stream = torch.cuda.Stream(device)
 
-    def time(call: Callable[[], object]) -> float:
-        flush.zero_()
-        events[0].record()
-        call()
-        events[1].record()
-        events[1].synchronize()
-        return events[0].elapsed_time(events[1]) * 1e-3
+    def time(calls: Sequence[Callable[[], object]]) -> float:
+        def run() -> None:
+            for call in calls:
+                call()
+
+        run()  # what is compiled or tuned at a first call
+        torch.cuda.synchronize(device)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                run()
+            again: Callable[[], object] = graph.replay
+        except RuntimeError:
+            again = run
+        again()
+        found = []
+        for _ in range(_REPEATS):
+            flush.zero_()
+            events[0].record()
+            again()
+            events[1].record()
+            events[1].synchronize()
+            found.append(events[0].elapsed_time(events[1]) * 1e-3)
+        return statistics.median(found) / len(calls)
 
     return time
 
@@ -203,6 +241,10 @@ def load_skinny(
             found = skinny_product(x, weight, None, tile, space, dependent=dependent)
             if _error(found, F.linear(x, weight)) > 1e-3:
                 return None, f"the kernel for {rows} rows is wrong here"
+            gated = skinny_product(x, weight, None, tile, space, gates=True, dependent=dependent)
+            gate, up = F.linear(x, weight).chunk(2, -1)
+            if _error(gated, F.silu(gate) * up) > 1e-3:
+                return None, f"the gated kernel for {rows} rows is wrong here"
         if _why_fused_wrong(device, dependent=dependent) > 1e-3:
             return None, "the kernel for one row and the ops around it is wrong here"
     except Exception as failure:  # the compiler's own, the driver's, whatever ptxas says

@@ -7,10 +7,11 @@ what all left behind. Sums have one order whatever else runs: the same bits ever
 
 The kernel of one row takes the ops around it along, each of which would be a launch of its own that
 reads next to nothing: the RMSNorm of its input in front, the addition to the residual or the gated
-SiLU behind.
+SiLU behind. That of several rows takes the gate.
 
 From sm_90 on the kernels are launched dependent (programmatic dependent launch): one begins while
-the kernel before it ends, and reads its first weights, which no kernel writes, before it waits.
+the kernel before it ends, and reads its first weights, which no kernel writes, before it waits:
+into registers for one row, into L2 for several.
 
 Letters: T rows, N columns of output, K of input.
 """
@@ -47,9 +48,12 @@ class Tile:
 TILES = (Tile(8, 1024, 4), Tile(16, 512, 4), Tile(16, 256, 8), Tile(32, 256, 4))
 """What is tried on a device for up to 16 rows."""
 MANY_TILES = (
-    Tile(64, 128, 4, 4), Tile(128, 64, 8, 4), Tile(64, 128, 4, 4, 2), Tile(64, 128, 4, 4, 4)
+    Tile(64, 128, 4, 4), Tile(128, 64, 8, 4), Tile(64, 128, 4, 4, 2), Tile(64, 128, 4, 4, 4),
+    Tile(128, 64, 8, 4, 2), Tile(128, 64, 8, 4, 4),
 )  # fmt: skip
-"""What is tried for more."""
+"""What is tried for more. Wide tiles read the input less often: at 64 rows of bfloat16 a tile of 64
+columns reads as much of it from L2 as of the weight."""
+_LINE_BYTES = 128
 _MOST_SPLIT_COLUMNS = 16384
 """Columns beyond which the programs of one split fill every device."""
 
@@ -201,40 +205,74 @@ def one_row_gated(
 
 
 @triton.jit
-def few_rows(
+def _fetch_ahead(
+    weight, columns, num_columns, num_inner, first, LINE: tl.constexpr, INNER: tl.constexpr
+):  # fmt: skip
+    """Ask L2 for INNER elements from `first` of some columns, LINE elements at a time. Places
+    beyond the weight are those of its last line."""
+    lines = first + tl.arange(0, INNER // LINE) * LINE
+    lines = tl.minimum(lines, num_inner - 1)
+    rows = weight + tl.minimum(columns, num_columns - 1).to(tl.int64)[:, None] * num_inner
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [(rows + lines[None, :]).to(tl.int64)],
+        dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def _product_of_rows(
     x, weight, bias, out, parts, arrived, num_rows, num_columns, num_inner, x_stride,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, SPLITS: tl.constexpr,
-    HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, DEPENDENT: tl.constexpr,
+    HAS_BIAS: tl.constexpr, GATES: tl.constexpr, LINE: tl.constexpr, PRECISION: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """out [T, N] = x [T, K] @ weight [N, K].T + bias [N] for T up to ROWS. Grid: (N / COLUMNS *
     SPLITS). parts float32 [N / COLUMNS, SPLITS, COLUMNS, ROWS] and arrived int32 [N / COLUMNS], 0
-    before and after, are used where SPLITS > 1."""
+    before and after, are used where SPLITS > 1.
+
+    GATES: weight [2N, K] and bias [2N], silu of the product with the first half times that with
+    the second, rounded where an op of its own would; parts then hold both.
+    """
     block, split = tl.program_id(0) // SPLITS, tl.program_id(0) % SPLITS
     mine = tl.arange(0, COLUMNS)
     columns = block * COLUMNS + mine
     lines = tl.arange(0, ROWS)
     inside, is_row = columns < num_columns, lines < num_rows
     rows = weight + columns.to(tl.int64)[:, None] * num_inner
+    others = rows + num_columns.to(tl.int64) * num_inner
     tokens = x + lines.to(tl.int64)[:, None] * x_stride
     places = tl.arange(0, INNER)
     each = tl.cdiv(tl.cdiv(num_inner, INNER), SPLITS) * INNER
     total = tl.zeros([COLUMNS, ROWS], tl.float32)
+    up = tl.zeros([COLUMNS, ROWS], tl.float32)
     if DEPENDENT:
         gdc_launch_dependents()
+        _fetch_ahead(weight, columns, num_columns, num_inner, split * each, LINE, INNER * 4)
+        if GATES:
+            second = weight + num_columns.to(tl.int64) * num_inner
+            _fetch_ahead(second, columns, num_columns, num_inner, split * each, LINE, INNER * 4)
         gdc_wait()
     for start in tl.range(split * each, tl.minimum(split * each + each, num_inner), INNER):
         here = start + places
         mask = here < num_inner
-        part = tl.load(
-            rows + here[None, :], mask=inside[:, None] & mask[None, :], other=0.0,
-            eviction_policy="evict_first",
-        )  # fmt: skip
+        read = inside[:, None] & mask[None, :]
+        part = tl.load(rows + here[None, :], mask=read, other=0.0, eviction_policy="evict_first")
         value = tl.load(tokens + here[None, :], mask=is_row[:, None] & mask[None, :], other=0.0)
-        total = tl.dot(part, tl.trans(value), total, input_precision=PRECISION)
+        turned = tl.trans(value)
+        total = tl.dot(part, turned, total, input_precision=PRECISION)
+        if GATES:
+            half = tl.load(
+                others + here[None, :], mask=read, other=0.0, eviction_policy="evict_first"
+            )
+            up = tl.dot(half, turned, up, input_precision=PRECISION)
     if SPLITS > 1:
-        corner = block.to(tl.int64) * SPLITS * COLUMNS * ROWS
+        halves: tl.constexpr = 2 if GATES else 1
+        size: tl.constexpr = COLUMNS * ROWS
+        corner = parts + block.to(tl.int64) * SPLITS * halves * size
         at = mine[:, None] * ROWS + lines[None, :]
-        tl.store(parts + corner + split * COLUMNS * ROWS + at, total, cache_modifier=".cg")
+        tl.store(corner + split * halves * size + at, total, cache_modifier=".cg")
+        if GATES:
+            tl.store(corner + (split * halves + 1) * size + at, up, cache_modifier=".cg")
         tl.debug_barrier()  # the count is one thread's: the others' stores come before it
         before = tl.atomic_add(arrived + block, 1, sem="acq_rel", scope="gpu")
         if before < SPLITS - 1:
@@ -242,12 +280,49 @@ def few_rows(
         tl.store(arrived + block, 0)
         tl.debug_barrier()
         total = tl.zeros([COLUMNS, ROWS], tl.float32)
+        up = tl.zeros([COLUMNS, ROWS], tl.float32)
         for other in tl.static_range(SPLITS):
-            total += tl.load(parts + corner + other * COLUMNS * ROWS + at, cache_modifier=".cg")
+            total += tl.load(corner + other * halves * size + at, cache_modifier=".cg")
+            if GATES:
+                up += tl.load(corner + (other * halves + 1) * size + at, cache_modifier=".cg")
+    kind = out.dtype.element_ty
     if HAS_BIAS:
         total += tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)[:, None]
+    if GATES:
+        if HAS_BIAS:
+            of_up = tl.load(bias + num_columns + columns, mask=inside, other=0.0)
+            up += of_up.to(tl.float32)[:, None]
+        wide = total.to(kind).to(tl.float32)
+        silu = tl.div_rn(wide, 1.0 + tl.exp(-wide)).to(kind)
+        total = silu.to(tl.float32) * up.to(kind).to(tl.float32)
     target = out + lines.to(tl.int64)[None, :] * num_columns + columns[:, None]
-    tl.store(target, total.to(out.dtype.element_ty), mask=inside[:, None] & is_row[None, :])
+    tl.store(target, total.to(kind), mask=inside[:, None] & is_row[None, :])
+
+
+@triton.jit
+def few_rows(
+    x, weight, bias, out, parts, arrived, num_rows, num_columns, num_inner, x_stride,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, SPLITS: tl.constexpr,
+    HAS_BIAS: tl.constexpr, LINE: tl.constexpr, PRECISION: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    """The product alone."""
+    _product_of_rows(
+        x, weight, bias, out, parts, arrived, num_rows, num_columns, num_inner, x_stride, ROWS,
+        COLUMNS, INNER, SPLITS, HAS_BIAS, False, LINE, PRECISION, DEPENDENT,
+    )  # fmt: skip
+
+
+@triton.jit
+def few_rows_gated(
+    x, weight, bias, out, parts, arrived, num_rows, num_columns, num_inner, x_stride,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, SPLITS: tl.constexpr,
+    HAS_BIAS: tl.constexpr, LINE: tl.constexpr, PRECISION: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    """With the gate behind."""
+    _product_of_rows(
+        x, weight, bias, out, parts, arrived, num_rows, num_columns, num_inner, x_stride, ROWS,
+        COLUMNS, INNER, SPLITS, HAS_BIAS, True, LINE, PRECISION, DEPENDENT,
+    )  # fmt: skip
 
 
 def skinny_product(
@@ -257,28 +332,33 @@ def skinny_product(
     tile: Tile,
     space: SplitSpace | None = None,
     *,
+    gates: bool = False,
     dependent: bool = False,
 ) -> torch.Tensor:
     """[T, N] in x's dtype, for T from 1 to MOST_ROWS; the weight is contiguous, float32 inside.
-    Tiles of several splits need a `space` for the shape."""
+    `gates`: [T, N / 2], silu of the first half of the product times the second. Tiles of several
+    splits need a `space` for the shape."""
     num_rows, num_inner = x_TK.shape
-    num_columns = weight_NK.shape[0]
+    num_columns = weight_NK.shape[0] // 2 if gates else weight_NK.shape[0]
     if x_TK.stride(1) != 1:
         x_TK = x_TK.contiguous()
     out_TN = x_TK.new_empty(num_rows, num_columns)
     if num_rows == 1:
-        one_row_product(x_TK, weight_NK, bias_N, tile, out_TN, dependent=dependent)
+        one_row_product(x_TK, weight_NK, bias_N, tile, out_TN, gates=gates, dependent=dependent)
         return out_TN
-    columns = max(16, tile.columns)  # least of a tensor core's tile
+    # 16 is the least of a tensor core's tile.
+    columns = max(16, tile.columns // 2 if gates else tile.columns)
     exact = x_TK.dtype is torch.float32
     lines = 16 if num_rows <= 16 else 32 if num_rows <= 32 else 64
     splits = tile.num_splits if space is not None else 1
     parts, arrived = (out_TN, out_TN) if space is None else (space.parts, space.arrived)
-    few_rows[(-(-num_columns // columns) * splits,)](
+    kernel = few_rows_gated if gates else few_rows
+    kernel[(-(-num_columns // columns) * splits,)](
         x_TK, weight_NK, out_TN if bias_N is None else bias_N, out_TN, parts, arrived, num_rows,
         num_columns, num_inner, x_TK.stride(0), ROWS=lines, COLUMNS=columns,
         INNER=min(tile.inner, 512), SPLITS=splits, HAS_BIAS=bias_N is not None,
-        PRECISION="ieee" if exact else "tf32", DEPENDENT=dependent,
+        LINE=_LINE_BYTES // x_TK.element_size(), PRECISION="ieee" if exact else "tf32",
+        DEPENDENT=dependent,
         num_warps=tile.num_warps,  # pyright: ignore[reportCallIssue]
         num_stages=tile.num_stages,  # pyright: ignore[reportCallIssue]
         **_launch(dependent),

@@ -1,6 +1,8 @@
 """The ops of a layer by fused kernels around and inside products. Imported only where Triton is
 chosen."""
 
+from collections.abc import Mapping
+
 import torch
 
 from tpinfer.attention.paged_kv import LayerKV
@@ -14,7 +16,13 @@ from tpinfer.layers.triton_rope import bind_fused_rope
 
 class TritonLayerOps(TorchLayerOps):
     """One kernel each for norm, rotation with the cache's write, activation and final norm. A
-    single row is normed, activated and added inside the products where these are own kernels."""
+    single row is normed, activated and added inside the products where these are own kernels;
+    several rows are activated there."""
+
+    def __init__(self, matmuls: Mapping[str, MatMul]) -> None:
+        super().__init__(matmuls)
+        own = [one for one in matmuls.values() if isinstance(one, SkinnyMatMul)]
+        self._leads = any(one.dependent for one in own)
 
     def bind_norm(self, weight: torch.Tensor, eps: float, *, adds_delta: bool) -> OpCall:
         """As `LayerOps.bind_norm`."""
@@ -27,7 +35,7 @@ class TritonLayerOps(TorchLayerOps):
             if delta is None and acts.residual.shape[0] == 1:
                 acts.deferred = weight, eps
                 return
-            acts.hidden = add_norm(acts.residual, delta, weight, eps)
+            acts.hidden = self._norm(acts.residual, delta, weight, eps)
 
         return norm
 
@@ -42,7 +50,7 @@ class TritonLayerOps(TorchLayerOps):
             elif one is not None:
                 acts.qkv = one.normed(acts.residual, norm)
             else:
-                acts.qkv = matmul(add_norm(acts.residual, None, *norm))
+                acts.qkv = matmul(self._norm(acts.residual, None, *norm))
 
         return qkv
 
@@ -69,6 +77,7 @@ class TritonLayerOps(TorchLayerOps):
     def bind_gate_up(self, name: str) -> OpCall:
         """As `LayerOps.bind_gate_up`."""
         matmul, one = self._matmuls[name], self._one_row(name)
+        own = matmul if isinstance(matmul, SkinnyMatMul) else None
 
         def gate_up(acts: Activations, step: StepInputs) -> None:
             norm, acts.deferred = acts.deferred, None
@@ -76,7 +85,10 @@ class TritonLayerOps(TorchLayerOps):
                 x = acts.hidden if norm is None else acts.residual
                 acts.gate_up, acts.gated = None, one.gated(x, norm)
                 return
-            hidden = acts.hidden if norm is None else add_norm(acts.residual, None, *norm)
+            hidden = acts.hidden if norm is None else self._norm(acts.residual, None, *norm)
+            if own is not None and own.gates(hidden.shape[0]):
+                acts.gate_up, acts.gated = None, own.gated_rows(hidden)
+                return
             acts.gate_up = matmul(hidden)
 
         return gate_up
@@ -86,7 +98,7 @@ class TritonLayerOps(TorchLayerOps):
 
         def activation(acts: Activations, step: StepInputs) -> None:
             if acts.gate_up is not None:
-                acts.gated = gate(acts.gate_up)
+                acts.gated = gate(acts.gate_up, leads=self._leads)
 
         return activation
 
@@ -103,9 +115,17 @@ class TritonLayerOps(TorchLayerOps):
         """As `LayerOps.bind_final_norm`."""
 
         def norm(acts: Activations, step: StepInputs) -> None:
-            acts.hidden = gather_norm(acts.residual, acts.delta, step.logit_rows, weight, eps)
+            rows = step.logit_rows
+            acts.hidden = gather_norm(
+                acts.residual, acts.delta, rows, weight, eps, leads=self._leads
+            )
 
         return norm
+
+    def _norm(
+        self, residual: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        return add_norm(residual, delta, weight, eps, leads=self._leads)
 
     def _one_row(self, name: str) -> SkinnyMatMul | None:
         """A product that takes the ops around it along for one row."""
