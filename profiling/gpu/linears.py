@@ -30,7 +30,7 @@ SHAPES = {
     "head": (128256, 4096),
 }  # fmt: skip
 """(N, K) of the weights."""
-NUM_LAYERS, REPEATS = 32, 7
+NUM_LAYERS, HIDDEN, REPEATS = 32, 4096, 7
 
 
 def main() -> int:
@@ -131,12 +131,12 @@ def whole_step_us(rows: int, how: str) -> float:
 
     names = [f"layers.{i}.{name}" for i in range(NUM_LAYERS) for name in list(SHAPES)[:-1]]
     matmuls = {name: bound(name.rpartition(".")[2]) for name in names} | {"head": bound("head")}
-    ops, norm = TritonLayerOps(matmuls), torch.ones(4096, device=device, dtype=torch.bfloat16)
+    ops, norm = TritonLayerOps(matmuls), torch.ones(HIDDEN, device=device, dtype=torch.bfloat16)
     calls: list[Any] = []
     for i in range(NUM_LAYERS):
         calls += [
             ops.bind_norm(norm, 1e-5, adds_delta=i > 0), ops.bind_qkv(f"layers.{i}.qkv"),
-            lambda acts, _: setattr(acts, "mixed", acts.qkv[:, :4096]),
+            lambda acts, _: setattr(acts, "mixed", acts.qkv[:, :HIDDEN]),
             ops.bind_out(f"layers.{i}.out", is_whole=True),
             ops.bind_norm(norm, 1e-5, adds_delta=True), ops.bind_gate_up(f"layers.{i}.gate_up"),
             ops.bind_activation(), ops.bind_down(f"layers.{i}.down", is_whole=True),
@@ -144,7 +144,7 @@ def whole_step_us(rows: int, how: str) -> float:
     calls += [ops.bind_final_norm(norm, 1e-5), ops.bind_head()]
     step: Any = SimpleNamespace(logit_rows=torch.arange(rows, device=device))
     acts = Activations()
-    residual = torch.randn(rows, 4096, device=device, dtype=torch.bfloat16)
+    residual = torch.randn(rows, HIDDEN, device=device, dtype=torch.bfloat16)
 
     def run() -> None:
         acts.residual, acts.delta = residual, None
