@@ -1,7 +1,8 @@
 """The paged attention kernel on a GPU: held against plain torch over shapes, then how fast it
-reads and computes.
+reads and computes; and prompts by it and by the libraries that are installed, each with its error.
 
     python profiling/gpu/attention.py --out profiling/results/gpu/attention.json [--budget-s 240]
+    [--only prompts]
 
 Bandwidth counts keys and values alone, of 32 query and 8 KV heads of 128; rates of prompts count
 4 x heads x dim x pairs that the causal mask lets through. Medians of device events, the cache far
@@ -34,6 +35,7 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=ROOT / "profiling/results/gpu/attention.json")
     parser.add_argument("--budget-s", type=float, default=240.0)
+    parser.add_argument("--only", choices=["prompts"], help="prompts by all kernels, no more")
     args = parser.parse_args()
     if not first_call.has_gpu():
         print("attention: no GPU is visible here; run it on a machine that has one")
@@ -41,6 +43,20 @@ def main() -> int:
     deadline = time.monotonic() + args.budget_s
     found: dict[str, Any] = {"command": sys.argv, "date": time.strftime("%Y-%m-%d %H:%M:%S")}
     found["machine"] = first_call.part_machine(SimpleNamespace())
+    if args.only is None:
+        time_own_kernel(found, deadline)
+    from prompt_rates import prompt_rates
+
+    found["prompts"] = prompt_rates(deadline)
+    for name, rates in found["prompts"].items():
+        print(f"{name}: {json.dumps(rates)}", flush=True)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+def time_own_kernel(found: dict[str, Any], deadline: float) -> None:
+    """Its checks, and what it reads and computes a second."""
     found["read_gbps"] = first_call.part_bandwidth(SimpleNamespace())["read_gbps"]
     found["checks"] = checks()
     cases = [(kv, 1, rows, context) for kv in ("bf16", "int8", "fp8") for rows, context in DECODES]
@@ -52,9 +68,6 @@ def main() -> int:
             continue
         found[name] = timed(kv, rows, length, context)
         print(f"{name}: {json.dumps(found[name])}", flush=True)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(found, indent=1) + "\n")
-    return 0
 
 
 def checks() -> dict[str, str]:

@@ -14,6 +14,7 @@ from tpinfer.costs.choices import (
     ExecutionChoices,
     choose_execution,
     linears_choice,
+    prefill_attention_choice,
 )
 
 F32, BF16, F16 = DType.FLOAT32, DType.BFLOAT16, DType.FLOAT16
@@ -120,6 +121,15 @@ def test_what_products_reach_is_said_beside_the_dtype() -> None:
 def test_weights_that_lie_packed_are_counted() -> None:
     assert linears_choice(True, 1_190_000_000).reason.startswith("1.19 GB copied into")
     assert "over 21 MB of weights" in linears_choice(False, 21_000_000).reason
+
+
+def test_what_computes_prompts_on_a_gpu() -> None:
+    found = prefill_attention_choice("FlashInfer 0.6.18", "1.30 times the Triton kernel's rate")
+    assert found == Choice(
+        "prefill attention", "FlashInfer 0.6.18", "1.30 times the Triton kernel's rate"
+    )
+    why = "flashinfer is not installed"
+    assert prefill_attention_choice(None, why) == Choice("prefill attention", "Triton", why)
 
 
 def test_explain_has_one_line_a_choice() -> None:

@@ -1,7 +1,8 @@
 """Attention on a GPU through the Triton kernel of `triton_paged`: what is launched for a step.
 
 Sequences of few query tokens take a launch whose keys are split over programs, the others one with
-many query rows a program; a step of both takes both. Shapes as in `interface`.
+many query rows a program; a step of both takes both. A library's kernel may take the place of the
+second. Shapes as in `interface`.
 """
 
 from dataclasses import dataclass
@@ -17,10 +18,10 @@ from tpinfer.attention.interface import (
     StepSpans,
 )
 from tpinfer.attention.paged_kv import LayerKV
+from tpinfer.attention.prompt_attention import PromptAttention, PromptCall
+from tpinfer.attention.prompt_part import MOST_DECODE_TOKENS
 from tpinfer.sharding.kv_layout import KVLayout
 
-MOST_DECODE_TOKENS = 8
-"""Query tokens a sequence may bring to be decoded: its last one and drafts behind it."""
 MOST_SPLITS = 32
 _NUM_KEYS = 64
 _PROGRAMS_PER_PROCESSOR = 2
@@ -47,26 +48,42 @@ class TritonAttention:
     reads_paged = True
 
     def __init__(
-        self, kv: KVLayout, device: torch.device, *, batch_invariant: bool = False
+        self,
+        kv: KVLayout,
+        device: torch.device,
+        *,
+        batch_invariant: bool = False,
+        prompts: PromptAttention | None = None,
     ) -> None:
         """batch_invariant: split the keys of every sequence alike, whatever else is in the step, so
-        that a row's result never depends on its company; costs speed where many rows decode."""
+        that a row's result never depends on its company; costs speed where many rows decode.
+        prompts: what computes sequences of more than MOST_DECODE_TOKENS, where it can."""
         self._kv = kv
+        self._device = device
         self._batch_invariant = batch_invariant
+        self._prompts = prompts
         is_cuda = device.type == "cuda"
         self._num_processors = (
             torch.cuda.get_device_properties(device).multi_processor_count if is_cuda else 4
         )
         self._workspaces: dict[tuple[int, ...], _Workspace] = {}
 
+    def with_prompts(self, prompts: PromptAttention) -> "TritonAttention":
+        """The same, where `prompts` computes sequences of more than MOST_DECODE_TOKENS."""
+        invariant = self._batch_invariant
+        return TritonAttention(self._kv, self._device, batch_invariant=invariant, prompts=prompts)
+
     def bind_attention(
         self, layout: HeadLayout, head_dim: int, window: int | None
     ) -> AttentionCall:
         """Over all keys of a sequence."""
+        prompts = self._bind_prompts(layout, head_dim, window)
 
         def attend(query_THD: torch.Tensor, cache: LayerKV, spans: StepSpans) -> torch.Tensor:
             out_THD = torch.empty_like(query_THD, memory_format=torch.contiguous_format)
-            self._launch(layout, window, query_THD, cache, spans, out_THD, None)
+            query_THD = _with_adjoining_heads(query_THD)
+            bound = _Bound(layout, window, query_THD, cache, spans, out_THD, None)
+            self._launch(bound, prompts)
             return out_THD
 
         return attend
@@ -75,13 +92,16 @@ class TritonAttention:
         self, layout: HeadLayout, head_dim: int, window: int | None
     ) -> PartialAttentionCall:
         """Over the keys this rank holds, for whole groups of heads."""
+        prompts = self._bind_prompts(layout, head_dim, window)
 
         def attend(
             query_THD: torch.Tensor, cache: LayerKV, spans: StepSpans
         ) -> tuple[torch.Tensor, torch.Tensor]:
             out_THD = torch.empty_like(query_THD, memory_format=torch.contiguous_format)
             lse_TH = torch.empty(query_THD.shape[:2], dtype=torch.float32, device=query_THD.device)
-            self._launch(layout, window, query_THD, cache, spans, out_THD, lse_TH)
+            query_THD = _with_adjoining_heads(query_THD)
+            bound = _Bound(layout, window, query_THD, cache, spans, out_THD, lse_TH)
+            self._launch(bound, prompts)
             return out_THD, lse_TH
 
         return attend
@@ -97,25 +117,20 @@ class TritonAttention:
             room = min(room, max(1, tiles))
         return 1 << (room.bit_length() - 1)
 
-    def _launch(
-        self,
-        layout: HeadLayout,
-        window: int | None,
-        query_THD: torch.Tensor,
-        cache: LayerKV,
-        spans: StepSpans,
-        out_THD: torch.Tensor,
-        lse_TH: torch.Tensor | None,
-    ) -> None:
-        paged = spans.paged
-        assert paged is not None, "rows.py builds block tables where the backend reads them"
+    def _bind_prompts(
+        self, layout: HeadLayout, head_dim: int, window: int | None
+    ) -> PromptCall | None:
+        return None if self._prompts is None else self._prompts.bind(layout, head_dim, window)
+
+    def _launch(self, bound: "_Bound", prompts: PromptCall | None) -> None:
+        paged = bound.paged
         if not paged.num_sequences:
             return
-        if query_THD.stride(2) != 1 or query_THD.stride(1) != query_THD.shape[2]:
-            query_THD = query_THD.contiguous()
-        bound = _Bound(layout, window, query_THD, cache, paged, out_THD, lse_TH)
         if paged.max_query_len > MOST_DECODE_TOKENS:
-            self._run(bound, MOST_DECODE_TOKENS + 1, _MANY)
+            spans = bound.spans
+            tensors = bound.query, bound.cache, spans, bound.out, bound.lse
+            if prompts is None or not prompts(*tensors):
+                self._run(bound, MOST_DECODE_TOKENS + 1, _MANY)
             counts = [span.num_tokens for span in spans.sequences]
             if counts and min(counts) > MOST_DECODE_TOKENS:
                 return
@@ -193,6 +208,13 @@ def _power_of_2(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
+def _with_adjoining_heads(query_THD: torch.Tensor) -> torch.Tensor:
+    """As the kernel reads them; tokens may lie apart."""
+    if query_THD.stride(2) != 1 or query_THD.stride(1) != query_THD.shape[2]:
+        return query_THD.contiguous()
+    return query_THD
+
+
 @dataclass(frozen=True, slots=True)
 class _Bound:
     """One call's tensors."""
@@ -201,6 +223,13 @@ class _Bound:
     window: int | None
     query: torch.Tensor
     cache: LayerKV
-    paged: PagedSpans
+    spans: StepSpans
     out: torch.Tensor
     lse: torch.Tensor | None
+
+    @property
+    def paged(self) -> PagedSpans:
+        """The sequences as the kernel reads them."""
+        paged = self.spans.paged
+        assert paged is not None, "rows.py builds block tables where the backend reads them"
+        return paged

@@ -105,6 +105,12 @@ def triton_attention_choice(is_used: bool, reason: str) -> Choice:
     return Choice("attention", "reference", f"plain torch, sequence by sequence; {reason}")
 
 
+def prefill_attention_choice(library: str | None, reason: str) -> Choice:
+    """What runs attention for the prompts of a step on a GPU, where the Triton kernel decodes:
+    `library`, or the same kernel. `reason` says how fast the library is, or why none is used."""
+    return Choice("prefill attention", library or "Triton", reason)
+
+
 def recorded_choice(counts: Sequence[int], reason: str) -> Choice:
     """For which numbers of rows decode steps were recorded; for none, `reason` says why."""
     if not counts:

@@ -6,15 +6,19 @@ from typing import TYPE_CHECKING
 import torch
 
 from tpinfer.attention.interface import AttentionBackend
+from tpinfer.attention.load_prefill import TYPICAL, load_prefill_attention
 from tpinfer.attention.load_triton import load_triton_attention
 from tpinfer.attention.native_decode import load_native_attention
+from tpinfer.attention.prompt_attention import AttentionShape
 from tpinfer.attention.reference import ReferenceAttention
 from tpinfer.costs.choices import (
+    Choice,
     ExecutionChoices,
     attention_choice,
     device_sampling_choice,
     layers_choice,
     linears_choice,
+    prefill_attention_choice,
     sampling_choice,
     triton_attention_choice,
 )
@@ -48,10 +52,11 @@ def choose_kernels(
     *,
     batch_invariant: bool = False,
     is_alone: bool = True,
+    shape: AttentionShape = TYPICAL,
 ) -> tuple[Kernels, ExecutionChoices]:
     """The kernels, and the choices with each one's reason on record. Takes the linears' weights out
     of `parameters`. Of `kv` only how blocks are shared out is used, not how many there are.
-    `is_alone`: there is no other rank.
+    `is_alone`: there is no other rank. `shape`: what most layers' attention is bound for.
     """
     packs = can_pack(to_torch(choices.compute_dtype), device)
     held = {name: tensor.nbytes for name, tensor in parameters.items()}
@@ -63,12 +68,11 @@ def choose_kernels(
         linear_bytes += held["embed.weight"]
     words = products.words() if products is not None else ""
     decided = [linears_choice(packs, linear_bytes, words, why_plain)]
+    attention: AttentionBackend | None
     layer_ops: LayerOps | None = None
     if device.type == "cuda":
-        attention, why_attention = load_triton_attention(
-            kv, device, choices.compute_dtype, choices.kv_dtype, batch_invariant=batch_invariant
-        )
-        decided.append(triton_attention_choice(attention is not None, why_attention))
+        attention, told = _device_attention(choices, kv, device, batch_invariant, shape)
+        decided += told
         layer_ops, why_ops = load_triton_layers(
             matmuls, device, choices.compute_dtype, choices.kv_dtype
         )
@@ -86,6 +90,27 @@ def choose_kernels(
     layers = layer_ops or TorchLayerOps(matmuls)
     kernels = Kernels(layers, attention or ReferenceAttention(), passes or TorchPasses())
     return kernels, choices
+
+
+def _device_attention(
+    choices: ExecutionChoices,
+    kv: KVLayout,
+    device: torch.device,
+    batch_invariant: bool,
+    shape: AttentionShape,
+) -> tuple[AttentionBackend | None, list[Choice]]:
+    """Attention on a GPU, or None where plain torch does it; with what was decided."""
+    dtypes = choices.compute_dtype, choices.kv_dtype
+    own, why = load_triton_attention(kv, device, *dtypes, batch_invariant=batch_invariant)
+    decided = triton_attention_choice(own is not None, why)
+    if own is None:
+        return None, [decided]
+    prompts, why = load_prefill_attention(
+        own, kv, device, dtypes, batch_invariant=batch_invariant, shape=shape
+    )
+    if prompts is None:
+        return own, [decided, prefill_attention_choice(None, why)]
+    return own.with_prompts(prompts), [decided, prefill_attention_choice(prompts.name, why)]
 
 
 def _skinny(device: torch.device, *, is_alone: bool) -> tuple["SkinnyProducts | None", str]:
