@@ -61,8 +61,8 @@ def model_flags(group: argparse._ArgumentGroup) -> None:
         help="with --share-device: libnccl.so.2 (2.30 or newer) that ranks load instead of torch's",
     )  # fmt: skip
     group.add_argument(
-        "--collective", choices=get_args(CollectiveName), default="auto",
-        help="what carries the sums between ranks",
+        "--collective", choices=get_args(CollectiveName), default="auto", metavar="NAME",
+        help=f"what carries the sums between ranks: {', '.join(get_args(CollectiveName))}",
     )  # fmt: skip
     group.add_argument(
         "--topology",

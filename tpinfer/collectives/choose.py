@@ -38,7 +38,8 @@ class CollectiveChoice:
     name: str
     """`none`, `nccl`, `gloo`, `mpi`, `shared_memory` or `symmetric_memory`."""
     variant: str
-    """For `shared_memory`: `deepspeed`, `native` or `python`."""
+    """For `shared_memory`: `deepspeed`, `native` or `python`; for `nccl`: `symmetric` where a
+    symmetric pool is asked for."""
     reason: str
     large: "CollectiveChoice | None" = None
     """What sums messages of `from_bytes` and more, where that is worth a second backend."""
@@ -89,6 +90,8 @@ def _by_size(curves: CollectiveCurves, facts: CollectiveFacts) -> CollectiveChoi
 def _backend(wanted: str, why: str, facts: CollectiveFacts) -> CollectiveChoice:
     if wanted == "deepspeed":
         return CollectiveChoice("shared_memory", "deepspeed", why)
+    if wanted == "nccl_symmetric":
+        return CollectiveChoice("nccl", "symmetric", why)
     if wanted == "symmetric_memory":
         if not facts.shares_device:
             return CollectiveChoice(wanted, "", why, rest="nccl")
@@ -149,10 +152,14 @@ def _share(facts: CollectiveFacts) -> str:
 
 
 def _refuse(wanted: str, facts: CollectiveFacts) -> None:
-    if wanted == "nccl" and facts.device_type != "cuda":
+    if wanted in ("nccl", "nccl_symmetric") and facts.device_type != "cuda":
         instead = "gloo" if _has_hosts(facts) else "shared_memory"
         raise ConfigError(
-            f"--collective nccl needs GPU ranks, these compute on the CPU; use {instead}"
+            f"--collective {wanted} needs GPU ranks, these compute on the CPU; use {instead}"
+        )
+    if wanted == "nccl_symmetric" and (_has_hosts(facts) or facts.shares_device):
+        raise ConfigError(
+            "--collective nccl_symmetric needs ranks of one host with a GPU each; use nccl"
         )
     if wanted == "symmetric_memory" and not _has_symmetric_memory(facts):
         instead = "nccl" if facts.device_type == "cuda" else "shared_memory"
@@ -160,7 +167,7 @@ def _refuse(wanted: str, facts: CollectiveFacts) -> None:
             f"--collective symmetric_memory needs GPU ranks of one host; use {instead}"
         )
     is_shared = facts.shares_device and (facts.nccl_shares or wanted != "nccl")
-    needs_own = wanted in ("nccl", "symmetric_memory")
+    needs_own = wanted in ("nccl", "nccl_symmetric", "symmetric_memory")
     if needs_own and facts.local_world > facts.num_gpus and not is_shared:
         raise ConfigError(
             f"--collective {wanted} needs a GPU per rank: {facts.local_world} ranks, "

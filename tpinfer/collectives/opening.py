@@ -88,6 +88,8 @@ def open_group(
         group, choice = _open_symmetric(choice, seat, device, timeout_s)
     else:
         group = _open(choice, seat, device, timeout_s, machine_facts[1], progress)
+    if choice.variant == "symmetric":
+        group, choice = _with_pool(group, choice, device)
     if choice.large is not None:
         try:
             group = _beside(group, choice, seat, device, timeout_s, machine_facts[1])
@@ -215,6 +217,23 @@ def _open_symmetric(
     return group, replace(
         choice, name=group.name, variant=variant, reason=f"{choice.reason}; {why}"
     )
+
+
+def _with_pool(
+    nccl: Group, choice: CollectiveChoice, device: torch.device
+) -> tuple[Group, CollectiveChoice]:
+    """NCCL with a symmetric pool where it can be had, and the choice as it came out."""
+    from tpinfer.collectives.nccl_pool import open_pool_group
+    from tpinfer.collectives.torch_groups import TorchGroup
+
+    assert isinstance(nccl, TorchGroup), "the choice is NCCL's"
+    try:
+        group, words, why = open_pool_group(nccl, nccl.process_group, device)
+    except BaseException:
+        nccl.abort()
+        nccl.close()
+        raise
+    return group, replace(choice, variant=words, reason=f"{choice.reason}; {why}")
 
 
 def _open_over_hosts(

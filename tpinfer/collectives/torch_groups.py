@@ -49,6 +49,11 @@ class TorchGroup(GatheredGroup):
         self._group = process_group
         self._is_closed = False
 
+    @property
+    def process_group(self) -> dist.ProcessGroup:
+        """torch's own."""
+        return self._group
+
     def all_reduce(self, tensor: torch.Tensor) -> None:
         self._wait(self._group.allreduce([tensor]))
 
