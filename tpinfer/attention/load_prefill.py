@@ -92,8 +92,8 @@ def load_prefill_attention(
         if prompts is not best:
             words.append(f"{prompts.name} is at {its:.2f} times the Triton kernel's rate")
     if best is not None:
-        held = "held against plain torch at start"
-        words.insert(0, f"{gain:.2f} times the Triton kernel's rate, {held}")
+        held = f"with {shape.words()}, held against plain torch at start"
+        words.insert(0, f"{gain:.2f} times the Triton kernel's rate {held}")
     return best, "; ".join(words)
 
 
