@@ -27,7 +27,7 @@ _NUM_KEYS = 64
 _PROGRAMS_PER_PROCESSOR = 2
 _MERGED_ELEMENTS = 1 << 14
 """Of the parts that a program reads at once when it merges: 128 registers of 128 threads."""
-_SPLITS_BESIDE_PROMPTS = 4
+_SPLITS_WITH_PROMPTS = 4
 _MANY = 2**30
 _LOG2E = 1.4426950408889634
 
@@ -147,11 +147,13 @@ class TritonAttention:
             num_tiles = -(-paged.max_query_len // tokens)
         else:
             tokens = min(max(paged.max_query_len, 1), longest)
-            num_rows = max(16, _power_of_2(tokens * size))
             num_splits = self.num_splits(paged.num_sequences, num_kv_heads, paged.max_context_len)
-            if paged.max_query_len > longest and not self._batch_invariant:
-                # Beside prompts their number changes from step to step, and each is compiled anew.
-                num_splits = _SPLITS_BESIDE_PROMPTS
+            if bound.spans.sequences and tokens > 1:
+                # With prompts, however short, both change from step to step, and each is compiled
+                # anew: one kernel serves them all.
+                tokens = longest
+                num_splits = num_splits if self._batch_invariant else _SPLITS_WITH_PROMPTS
+            num_rows = max(16, _power_of_2(tokens * size))
             num_tiles = 1
         head_dim = cache.head_dim
         space = self._workspace(bound, num_splits, num_rows)

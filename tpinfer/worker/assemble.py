@@ -46,6 +46,7 @@ from tpinfer.worker.kernels import Kernels, choose_kernels
 from tpinfer.worker.kv_cache import RankCache, capacity_choice, open_cache, size_cache
 from tpinfer.worker.record import record_steps
 from tpinfer.worker.rows import RotaryTable, RowLimits, RowStore
+from tpinfer.worker.warm_up import warm_up
 from tpinfer.worker.worker import Worker, WorkerParts
 
 Progress = Callable[[str], None]
@@ -237,6 +238,8 @@ def _load_and_size(
     )
     if device.type == "cuda":
         choices = choices.with_choice(_record(config, worker, groups, kernels, limits, progress))
+        progress("running first steps")
+        warm_up(worker, limits)
     return Assembly(
         config,
         seat,
