@@ -65,12 +65,11 @@ def by_tile(sizes: list[int]) -> dict[str, dict[str, float]]:
     import torch
     import torch.nn.functional as F
 
+    from tpinfer.layers.product_tiles import split_space, tiles_for
     from tpinfer.layers.skinny import device_timer, in_turn
     from tpinfer.layers.triton_linear import (
         launches_dependent,
         skinny_product,
-        split_space,
-        tiles_for,
     )
     from tpinfer.layers.triton_norm import gate
 

@@ -22,9 +22,9 @@ from tpinfer.decoding.triton_passes import TritonPasses, best_of_chunks  # noqa:
 from tpinfer.decoding.vocab_passes import TorchPasses  # noqa: E402
 from tpinfer.layers.layer_ops import TorchLayerOps  # noqa: E402
 from tpinfer.layers.load_triton import load_triton_layers  # noqa: E402
+from tpinfer.layers.product_tiles import MOST_ROWS, TILES  # noqa: E402
 from tpinfer.layers.skinny import SkinnyMatMul  # noqa: E402
 from tpinfer.layers.step_inputs import Activations  # noqa: E402
-from tpinfer.layers.triton_linear import MOST_ROWS, TILES  # noqa: E402
 from tpinfer.layers.triton_norm import add_norm, gate_rows, norm_rows  # noqa: E402
 from tpinfer.layers.triton_ops import TritonLayerOps  # noqa: E402
 from tpinfer.layers.triton_rope import rotate_and_write  # noqa: E402

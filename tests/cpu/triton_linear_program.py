@@ -14,10 +14,9 @@ if CASE != "compiled":
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
+from tpinfer.layers.product_tiles import MOST_ROWS, TILES, split_space, tiles_for  # noqa: E402
 from tpinfer.layers.skinny import SkinnyMatMul, SkinnyProducts, load_skinny  # noqa: E402
 from tpinfer.layers.triton_linear import (  # noqa: E402
-    MOST_ROWS,
-    TILES,
     few_rows,
     few_rows_gated,
     one_row,
@@ -25,8 +24,6 @@ from tpinfer.layers.triton_linear import (  # noqa: E402
     one_row_gated,
     one_row_normed,
     skinny_product,
-    split_space,
-    tiles_for,
 )
 
 KINDS = {"eps": "fp32", "parts": "*fp32", "arrived": "*i32"}

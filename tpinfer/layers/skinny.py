@@ -14,16 +14,18 @@ import torch
 import torch.nn.functional as F
 
 from tpinfer.layers.matmul import MatMul
-from tpinfer.layers.triton_linear import (
+from tpinfer.layers.product_tiles import (
     MOST_ROWS,
     TILES,
     SplitSpace,
     Tile,
+    split_space,
+    tiles_for,
+)
+from tpinfer.layers.triton_linear import (
     launches_dependent,
     one_row_product,
     skinny_product,
-    split_space,
-    tiles_for,
 )
 
 Time = Callable[[Sequence[Callable[[], object]]], float]
@@ -205,13 +207,18 @@ def device_timer(device: torch.device) -> Time:
 
         run()  # what is compiled or tuned at a first call
         torch.cuda.synchronize(device)
-        graph = torch.cuda.CUDAGraph()
+        graph, again = torch.cuda.CUDAGraph(), run
         try:
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                run()
-            again: Callable[[], object] = graph.replay
+            # Not torch.cuda.graph, which empties torch's cache of memory each time.
+            with torch.cuda.stream(stream):
+                graph.capture_begin(capture_error_mode="thread_local")
+                try:
+                    run()
+                finally:
+                    graph.capture_end()
+            again = graph.replay
         except RuntimeError:
-            again = run
+            torch.cuda.synchronize(device)
         again()
         found = []
         for _ in range(_REPEATS):

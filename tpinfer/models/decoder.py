@@ -95,15 +95,20 @@ def build_decoder(parts: DecoderParts) -> list[Op]:
     return program + [replace(op, blank=blanks.get(op.id)) for op in sampling]
 
 
-def _attention_ops(parts: DecoderParts, layer: int) -> list[Op]:
-    spec, partition, rank = parts.spec, parts.partition, parts.rank
-    prefix, weights = f"layers.{layer}.attn", parts.parameters
-    layout = HeadLayout(
+def head_layout(partition: Partition, rank: int) -> HeadLayout:
+    """How the heads of a rank's layers sit on its KV heads."""
+    return HeadLayout(
         num_heads=partition.num_heads(rank),
         num_kv_heads=partition.num_kv_heads(rank),
         group_size=partition.group_size,
         offset=partition.head_offset(rank),
     )
+
+
+def _attention_ops(parts: DecoderParts, layer: int) -> list[Op]:
+    spec, partition, rank = parts.spec, parts.partition, parts.rank
+    prefix, weights = f"layers.{layer}.attn", parts.parameters
+    layout = head_layout(partition, rank)
     norms = None
     if spec.qk_norm:
         norms = weights[f"{prefix}.q_norm.weight"], weights[f"{prefix}.k_norm.weight"]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from tpinfer.attention.prompt_attention import AttentionShape
 from tpinfer.checkpoint.loader import load_parameters, random_parameters
 from tpinfer.checkpoint.reader import CheckpointReader
 from tpinfer.collectives.group import Group
@@ -34,7 +35,7 @@ from tpinfer.launching.seat import Seat
 from tpinfer.launching.shared_device import SharedDevice, share_device
 from tpinfer.layers.rotary import rotary_table
 from tpinfer.machine.discover import Machine, discover_machine
-from tpinfer.models.decoder import DecoderParts, SharedKV, build_decoder
+from tpinfer.models.decoder import DecoderParts, SharedKV, build_decoder, head_layout
 from tpinfer.numerics.torch_dtypes import to_torch
 from tpinfer.scheduling.limits import SchedulerLimits
 from tpinfer.sharding.kv_layout import KVLayout
@@ -200,6 +201,7 @@ def _load_and_size(
     kernels, choices = choose_kernels(
         parameters, choices, shared, device, batch_invariant=config.batch_invariant,
         is_alone=seat.world == 1,
+        shape=AttentionShape(head_layout(partition, seat.rank), spec.head_dim, spec.window(0)),
     )  # fmt: skip
     if device.type == "cuda":
         torch.cuda.empty_cache()  # what choosing kernels needed is room for keys and values
