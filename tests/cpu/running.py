@@ -1,5 +1,6 @@
 """A `tpinfer generate` that goes on until somebody ends it: its ranks, its sockets, its files."""
 
+import json
 import os
 import re
 import signal
@@ -8,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+from tests.cpu.tiny_models import write_checkpoint
+from tests.cpu.tiny_tokenizers import byte_level
 from tests.cpu.tpinfer_command import GENERATE, REPOSITORY, user_environment
 from tpinfer.steps.liveness import is_running
 
@@ -27,6 +30,15 @@ LAUNCHERS: dict[str, tuple[str, ...]] = {
     "single": GENERATE,
 }
 """How two ranks (or one) are started; the flags of generate follow."""
+
+
+def endless_model(directory: Path) -> Path:
+    """A tiny checkpoint that can go on for minutes."""
+    byte_level(write_checkpoint("llama-tied-gqa", directory))
+    config = directory / "config.json"
+    settings = json.loads(config.read_text()) | {"max_position_embeddings": 200_000}
+    config.write_text(json.dumps(settings))
+    return directory
 
 
 class Running:

@@ -1,7 +1,6 @@
 """Two ranks however they are started: the same tokens, no open doors, and no trace left whoever is
 killed."""
 
-import json
 import os
 import shutil
 import signal
@@ -14,9 +13,7 @@ import pytest
 
 from tests.cpu.cli_program import quick_generate
 from tests.cpu.ranks import run_ranks
-from tests.cpu.running import LAUNCHERS, Running, files_of
-from tests.cpu.tiny_models import write_checkpoint
-from tests.cpu.tiny_tokenizers import byte_level
+from tests.cpu.running import LAUNCHERS, Running, endless_model, files_of
 from tests.cpu.tpinfer_command import REPOSITORY, json_lines, user_environment
 from tpinfer.collectives.deepspeed_shm import library_path, why_not
 from tpinfer.launching.sweep import sweep_stale
@@ -35,13 +32,7 @@ def deepspeed_is_used() -> bool:
 
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny checkpoint that can go on for minutes."""
-    directory = tmp_path_factory.mktemp("models") / "endless"
-    byte_level(write_checkpoint("llama-tied-gqa", directory))
-    config = directory / "config.json"
-    settings = json.loads(config.read_text()) | {"max_position_embeddings": 200_000}
-    config.write_text(json.dumps(settings))
-    return directory
+    return endless_model(tmp_path_factory.mktemp("models") / "endless")
 
 
 @pytest.fixture

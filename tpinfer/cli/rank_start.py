@@ -46,7 +46,7 @@ def run_on_ranks(
 
     seat = seat_from_environment(environment, args.device, shares=args.share_device)
     guard_rank(seat)
+    seat = replace(seat, ends_process=True)
     if seat.world == 1 or not seat.device.startswith("cuda"):
         return run_rank(seat, environment, lambda: body(seat))
-    seat = replace(seat, ends_process=True)
     leave(run_rank(seat, environment, lambda: body(seat)))

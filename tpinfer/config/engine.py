@@ -11,7 +11,13 @@ from tpinfer.config.model import ModelSpec
 
 LoadFormat = Literal["auto", "random"]
 CollectiveName = Literal[
-    "auto", "nccl", "gloo", "mpi", "shared_memory", "deepspeed", "symmetric_memory",
+    "auto",
+    "nccl",
+    "gloo",
+    "mpi",
+    "shared_memory",
+    "deepspeed",
+    "symmetric_memory",
     "nccl_symmetric",
 ]
 DeviceName = Literal["auto", "cpu", "cuda"]

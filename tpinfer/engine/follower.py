@@ -1,7 +1,6 @@
 """A rank other than 0 of a program that is rank 0 itself: `python -m tpinfer.engine.follower
 CONFIG`, started by `launching.followers`."""
 
-import faulthandler
 import sys
 from contextlib import closing
 from dataclasses import replace
@@ -12,7 +11,6 @@ import msgspec
 
 from tpinfer.config.engine import EngineConfig
 from tpinfer.config.environment import calm_thread_pools, read_environment
-from tpinfer.launching.followers import STACKS_SIGNAL
 from tpinfer.launching.guard import guard_rank, leave, run_rank
 from tpinfer.launching.seat import Seat, seat_from_environment
 
@@ -44,10 +42,9 @@ def main() -> int:
     config, environment = _from_argument(sys.argv[1]), read_environment()
     seat = seat_from_environment(environment, config.device, shares=config.share_device)
     guard_rank(seat)
-    faulthandler.register(STACKS_SIGNAL, all_threads=True)  # also while it hangs in native code
+    seat = replace(seat, ends_process=True)
     if not seat.device.startswith("cuda"):
         return run_rank(seat, environment, lambda: _serve(config, seat))
-    seat = replace(seat, ends_process=True)
     leave(run_rank(seat, environment, lambda: _serve(config, seat)))
 
 

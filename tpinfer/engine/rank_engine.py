@@ -78,6 +78,7 @@ class Engine:
         self._live: dict[int, LiveOutput] = {}  # by sequence id
         self._finished: list[LiveRequest] = []
         self._metrics = Metrics(assembly)
+        self._late_words = ""  # what was said of a step that was not done in time
         self.rebuilds: Rebuilds | None = None
         """Where this process started the other ranks and may start them anew."""
         self._executor = self._make_executor()
@@ -178,6 +179,8 @@ class Engine:
         """Ranks are dead or hang: start them anew and let what ran begin again, from its tokens so
         far. Raises RankError where that cannot be; a recording goes with its ranks."""
         if self.rebuilds is None or self._recording is not None:
+            if self._late_words:  # what this rank met is only what follows from it
+                raise RankError(self._late_words) from error
             raise error
         self._let_go()
         self._assembly, self._wire = self.rebuilds.next_generation(error)
@@ -285,12 +288,16 @@ class Engine:
             return
         ranks = silent_ranks(wire, self._assembly.seat.generation, step_id)
         named = ", ".join(map(str, ranks)) or "0"
-        words = (
-            f"step {step_id} is not done after {allowed_s:g} s; not reported by rank {named}: the "
-            "ranks are ended, stacks follow (--step-timeout sets the time)"
+        self._late_words = (
+            f"step {step_id} is not done after {allowed_s:g} s; not reported by rank {named} "
+            "(--step-timeout sets the time)"
         )
-        end_ranks = None if self.rebuilds is None else self.rebuilds.end_ranks
-        call_off(self._assembly, watch, end_ranks, words)
+        words = f"{self._late_words}: the ranks are ended, stacks follow"
+        if self.rebuilds is not None:
+            call_off(self._assembly, watch, self.rebuilds.end_ranks, words)
+            return
+        ends_others = self._assembly.seat.ends_process
+        call_off(self._assembly, watch, None, words, wire.local_pids(ranks) if ends_others else ())
 
     def _events(self, outcome: StepOutcome) -> list[TokenEvent]:
         began_ns = perf_counter_ns()

@@ -1,16 +1,19 @@
 """What rank 0 does about ranks that are dead or hang: tell what is known of them, end what waits
 for them, and where it started them itself go on with new ones."""
 
+import contextlib
 import faulthandler
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tpinfer.config.errors import RankError
 from tpinfer.engine.step_watch import StepWatch
+from tpinfer.launching.guard import STACKS_SIGNAL
 from tpinfer.steps.interface import PlanWriter
+from tpinfer.steps.liveness import is_running
 from tpinfer.worker.assemble import Assembly
 
 OpenNext = Callable[[RankError], tuple[Assembly, PlanWriter]]
@@ -64,21 +67,37 @@ def silent_ranks(wire: PlanWriter, generation: int, step_id: int) -> list[int]:
 
 
 def call_off(
-    assembly: Assembly, watch: StepWatch, end_ranks: Callable[[str], None] | None, words: str
+    assembly: Assembly,
+    watch: StepWatch,
+    end_ranks: Callable[[str], None] | None,
+    words: str,
+    silent: Sequence[int] = (),
 ) -> None:
     """A step is late: write `words` and every rank's stacks, then end what waits.
 
     Where a launcher started the ranks, this one ends too, so that the launcher restarts or ends
-    them all; when its thread is stuck in native code, by SIGTERM.
+    them all; when its thread is stuck in native code, by SIGTERM. `silent` are processes of other
+    ranks, which then have as long to end, and are killed: launchers ask them first and wait (30 s
+    under torchrun).
     """
     print(words, file=sys.stderr, flush=True)
     faulthandler.dump_traceback(_STDERR, all_threads=True)
+    for pid in silent:
+        _signal(pid, STACKS_SIGNAL)
     if end_ranks is not None:
         end_ranks(words)
     assembly.abort()
+    if end_ranks is not None:
+        return
     until_s = time.monotonic() + _NOTICE_S
-    while end_ranks is None and watch.is_waiting:
-        if time.monotonic() > until_s:
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
+    while time.monotonic() < until_s and (watch.is_waiting or any(map(is_running, silent))):
         time.sleep(0.01)
+    for pid in filter(is_running, silent):
+        _signal(pid, signal.SIGKILL)
+    if watch.is_waiting:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)

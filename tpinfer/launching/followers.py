@@ -19,13 +19,13 @@ from tpinfer.config.environment import child_environment
 from tpinfer.config.errors import RankError
 from tpinfer.launching.child import RankProcess
 from tpinfer.launching.failure import read_failure
+from tpinfer.launching.guard import STACKS_SIGNAL
 from tpinfer.launching.ranks import make_rendezvous, shared_variables
 from tpinfer.launching.seat import Seat, choose_device, count_gpus
 from tpinfer.launching.sweep import remove_run, sweep_stale
 
 CLOSE_GRACE_S = 5.0
 """How long followers may take to end after rank 0 closed the engine."""
-STACKS_SIGNAL = signal.SIGUSR1
 """A follower writes its stacks on it."""
 _STACKS_S = 0.3
 _LOOK_S = 0.25

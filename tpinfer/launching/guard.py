@@ -23,6 +23,8 @@ from tpinfer.launching.failure import describe_exception, write_failure
 from tpinfer.launching.seat import Seat
 from tpinfer.launching.sweep import sweep_stale
 
+STACKS_SIGNAL = signal.SIGUSR1
+"""Has a rank write its threads' stacks to standard error."""
 STOP_GRACE_S = 2.0
 """How long a rank may take to wind up after SIGINT or SIGTERM before it is killed."""
 _PR_SET_PDEATHSIG = 1
@@ -47,8 +49,10 @@ def guard_rank(seat: Seat) -> None:
     Ties the rank's life to its launcher's, clears away what dead runs left in /dev/shm, and makes
     SIGINT and SIGTERM end the rank: as KeyboardInterrupt and SystemExit in Python code, and by
     SIGKILL after STOP_GRACE_S when the main thread sits in native code (a collective that waits for
-    a dead rank) and never gets to raise them.
+    a dead rank) and never gets to raise them. STACKS_SIGNAL has the stacks written, also from
+    there.
     """
+    faulthandler.register(STACKS_SIGNAL, all_threads=True)
     if seat.launcher != "single":
         die_with_parent(os.getppid())
     if seat.local_rank == 0:

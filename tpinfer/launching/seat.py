@@ -41,8 +41,8 @@ class Seat:
     rendezvous: Path | None = None
     """Directory made for the ranks to meet in; None where the launcher made none."""
     ends_process: bool = False
-    """The process ends with the rank, through `guard.leave`: what ends with a process is left to
-    that."""
+    """The process is the rank's own and ends with it; on a GPU through `guard.leave`, so that what
+    ends with a process is left to that."""
 
 
 def seat_from_environment(

@@ -4,7 +4,7 @@ Readers are numbered from 0 and stand for the ranks behind rank 0: reader i is r
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tpinfer.config.errors import RankError
@@ -79,6 +79,10 @@ class PlanWriter(ABC):
     @abstractmethod
     def reader_progress(self) -> list[tuple[int, int]]:
         """Last `(generation, step)` that each reader reported; (0, 0) before."""
+
+    def local_pids(self, ranks: Sequence[int]) -> Sequence[int]:
+        """Processes of those of `ranks` that run on this host, as far as the wire knows them."""
+        return ()
 
     @abstractmethod
     def close(self) -> None:

@@ -12,6 +12,7 @@ or stop processes.
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tpinfer.config.errors import RankError
@@ -203,6 +204,12 @@ class ShmPlanWriter(PlanWriter):
         words = self._mapped().words
         found = [slot_of(index) for index in range(self.num_readers)]
         return [(words[slot + slots.GENERATION], words[slot + slots.STEP]) for slot in found]
+
+    def local_pids(self, ranks: Sequence[int]) -> Sequence[int]:
+        words = self._mapped().words
+        placed = [slot_of(rank - 1) for rank in ranks]
+        known = [(words[slot + slots.PID], words[slot + slots.START]) for slot in placed]
+        return [pid for pid, start in known if pid and is_running(pid, start)]
 
     def _unlink(self) -> None:
         if self._path is not None:
