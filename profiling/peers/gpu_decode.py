@@ -3,13 +3,14 @@ same shape, random bfloat16 weights made on the device, batch 1 and more, each w
 context.
 
     python profiling/peers/gpu_decode.py [--shape llama-3.1-8b] [--batch 1,32] [--context 1024]
-    [--layers N] [--only transformers,compiled] [--device cuda]
+    [--layers N] [--only transformers,compiled] [--device cuda] [--out FILE]
 
 `transformers`: its own model with a static cache, decode compiled by torch as its documentation
 recommends (mode "reduce-overhead": CUDA graphs). `compiled`: a plain decoder of some forty lines
 with a static cache, compiled whole with CUDA graphs, the way of gpt-fast
 (https://pytorch.org/blog/accelerating-generative-ai-2). Times are of one step by device events,
-median of the steps; greedy, the sampled token is fed back. Prints one JSON object behind RESULT.
+median of the steps; greedy, the sampled token is fed back. Prints one JSON object behind RESULT,
+and writes it after each peer where `--out` says so.
 """
 
 import argparse
@@ -39,6 +40,7 @@ def main() -> int:
     parser.add_argument("--layers", type=int)
     parser.add_argument("--only", default="transformers,compiled")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     config = json.loads((SHAPES / args.shape / "config.json").read_text())
     if args.layers:
@@ -55,6 +57,8 @@ def main() -> int:
             result["seconds_in_all"] = round(time.perf_counter() - began, 1)
             found[f"{name} batch {batch}"] = result
             print(f"{name} batch {batch}: {json.dumps(result)[:400]}", flush=True)
+            if args.out:
+                args.out.write_text(json.dumps(found, indent=1) + "\n")
             torch._dynamo.reset()
             if args.device == "cuda":
                 torch.cuda.empty_cache()
