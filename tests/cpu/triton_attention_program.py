@@ -96,11 +96,12 @@ def make_step(
 
 
 def agree(
-    step: Step, heads: HeadLayout, window: int | None, tolerance: float, **options: bool
-) -> torch.Tensor:
+    step: Step, heads: HeadLayout, window: int | None, tolerance: float, *,
+    batch_invariant: bool = False,
+) -> torch.Tensor:  # fmt: skip
     """The kernel's output, having been compared with plain torch."""
     head_dim = step.cache.head_dim
-    backend = TritonAttention(step.layout, DEVICE, **options)
+    backend = TritonAttention(step.layout, DEVICE, batch_invariant=batch_invariant)
     found = backend.bind_attention(heads, head_dim, window)(step.query, step.cache, step.spans)
     plain = ReferenceAttention().bind_attention(heads, head_dim, window)
     exact = plain(step.query.float(), step.cache, step.spans)
