@@ -83,7 +83,7 @@ ncu=${NCU:-ncu}
 command -v "$ncu" >/dev/null || { echo "ncu is not on PATH: install Nsight Compute or set NCU to its path" >&2; exit 1; }
 python3 "$root/launch/setup.py" --extras run,nvtx
 export CHOSEN="$chosen" PYTHON="$root/.venv/bin/python"
-under=("$ncu" --nvtx "${include[@]}" --set "$metrics" --kernel-name "$kernels" --launch-count "$count")
+under=("$ncu" --nvtx ${include[@]+"${include[@]}"} --set "$metrics" --kernel-name "$kernels" --launch-count "$count")
 under+=(--graph-profiling node --force-overwrite --export "$report")
 if [ "$ranks" -eq 1 ]; then
   exec "${under[@]}" "$PYTHON" -m tpinfer "$@" "${more[@]}"

@@ -59,7 +59,7 @@ options=(--sample=none --cpuctxsw=none --force-overwrite=true --trace-fork-befor
 extra=(--nvtx)
 if compgen -G '/dev/nvidia[0-9]*' >/dev/null; then
   options+=(--trace=cuda,nvtx --cuda-graph-trace=node --capture-range=cudaProfilerApi --capture-range-end=stop)
-  extra+=(--profile "$reports/kineto" "${chosen[@]}")
+  extra+=(--profile "$reports/kineto" ${chosen[@]+"${chosen[@]}"})
 else
   options+=(--trace=nvtx)
   [ -z "$steps" ] || echo "launch/nsys.sh: no GPU here, so all steps are recorded, not $steps alone" >&2

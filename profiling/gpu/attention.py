@@ -43,14 +43,15 @@ def main() -> int:
     deadline = time.monotonic() + args.budget_s
     found: dict[str, Any] = {"command": sys.argv, "date": time.strftime("%Y-%m-%d %H:%M:%S")}
     found["machine"] = first_call.part_machine(SimpleNamespace())
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     if args.only is None:
         time_own_kernel(found, deadline)
+        args.out.write_text(json.dumps(found, indent=1) + "\n")
     from prompt_rates import prompt_rates
 
     found["prompts"] = prompt_rates(deadline)
     for name, rates in found["prompts"].items():
         print(f"{name}: {json.dumps(rates)}", flush=True)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(found, indent=1) + "\n")
     return 0
 

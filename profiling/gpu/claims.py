@@ -45,14 +45,15 @@ def parts_of(args: argparse.Namespace) -> list[Part]:
     return [
         Part("engine", (f"{gpu}/engine.py", "--out", "OUT/engine.json", "--only",
              "ceilings,decode,shard,prefill,equal", "--budget-s", "170"), 180),
-        Part("ranks", (f"{gpu}/ranks.py", "--out", "OUT/ranks", "--budget-s", "140", *nccl), 160),
+        Part("ranks", (f"{gpu}/ranks.py", "--out", "OUT/ranks", "--budget-s", "130", *nccl), 165),
         Part("peers", (str(decode), "--out", "OUT/peers.json"), 120),
         Part("attribution", (f"{gpu}/attribution.py", "--out", "OUT/attribution.json",
              "--budget-s", "90"), 100),
-        Part("collectives", (f"{gpu}/collectives.py", "--out", "OUT/collectives.json"), 60),
-        Part("ncu", (f"{gpu}/ncu_bytes.py", "--out", "OUT/ncu_bytes.json"), 90),
+        Part("collectives", (f"{gpu}/collectives.py", "--out", "OUT/collectives.json"), 90),
+        Part("ncu", (f"{gpu}/ncu_bytes.py", "--out", "OUT/ncu_bytes.json"), 120),
         Part("linears", (f"{gpu}/linears.py", "--out", "OUT/linears.json", "--rows", "16,64"), 60),
-        Part("attention", (f"{gpu}/attention.py", "--out", "OUT/attention.json"), 60),
+        Part("attention", (f"{gpu}/attention.py", "--out", "OUT/attention.json", "--budget-s",
+             "70"), 90),
         Part("tests", ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu"), 180),
     ]  # fmt: skip
 
@@ -69,6 +70,8 @@ def main() -> int:
     parser.add_argument("--plan", action="store_true")
     parser.add_argument("--table", type=Path, metavar="DIR")
     args = parser.parse_args()
+    args.out = args.out.resolve()  # parts run in the repository's root
+    args.nccl = args.nccl.resolve() if args.nccl else None
     if args.table:
         return tell(args.table)
     parts = parts_of(args)
@@ -194,9 +197,10 @@ def peer_ratio(found: Any) -> float | None:
 
 
 def routes_equal(found: Any) -> float | None:
-    """Percent of float32 runs on several ranks whose tokens are one rank's."""
+    """Percent of float32 runs on several ranks that came to their end whose tokens are one rank's;
+    which did not is in the log."""
     runs = [one for name, one in found.items() if "-float32" in name and not name.startswith("one")]
-    told = [bool(one.get("equal_tokens")) for one in runs]
+    told = [one["equal_tokens"] for one in runs if "equal_tokens" in one]  # of those that ended
     return 100.0 * sum(told) / len(told) if told else None
 
 

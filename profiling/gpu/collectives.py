@@ -59,13 +59,13 @@ def main() -> int:
     found = {"label": "emulation: no speed claim", "command": sys.argv}
     found["date"] = time.strftime("%Y-%m-%d %H:%M:%S")
     found["machine"] = first_call.part_machine(SimpleNamespace())
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     with ranks.private_mps(args.mps) as variables:
         found["mps"] = bool(variables)
         for size in map(int, args.tp.split(",")):
             found[f"tp {size}"] = run_ranks(size, variables)
             print(f"tp {size}: {json.dumps(found[f'tp {size}'])}", flush=True)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(found, indent=1) + "\n")
+            args.out.write_text(json.dumps(found, indent=1) + "\n")
     return 0
 
 

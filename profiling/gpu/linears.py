@@ -46,17 +46,17 @@ def main() -> int:
         return 3
     found: dict[str, Any] = {"command": sys.argv, "date": time.strftime("%Y-%m-%d %H:%M:%S")}
     found["machine"] = first_call.part_machine(args)
-    found["products"] = by_tile([int(rows) for rows in args.rows.split(",")])
-    found["step without attention, us"] = {
-        f"{rows} rows, {how}": whole_step_us(rows, how)
-        for rows in (1, 32, 64)
-        for how in ("torch", "chosen", "dependent")
-    }
     args.out.parent.mkdir(parents=True, exist_ok=True)
+    steps = found["step without attention, us"] = {}
+    for rows in (64, 1, 32):
+        for how in ("torch", "dependent", "chosen"):
+            steps[f"{rows} rows, {how}"] = whole_step_us(rows, how)
+            print(f"{rows} rows, {how}: {steps[f'{rows} rows, {how}']:.0f} us", flush=True)
+            args.out.write_text(json.dumps(found, indent=1) + "\n")
+    found["products"] = by_tile([int(rows) for rows in args.rows.split(",")])
     args.out.write_text(json.dumps(found, indent=1) + "\n")
     for name, times in found["products"].items():
         print(name, {tile: f"{us:.1f}" for tile, us in times.items()})
-    print(found["step without attention, us"])
     return 0
 
 

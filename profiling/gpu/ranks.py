@@ -90,6 +90,7 @@ def main() -> int:
     for name, run in {**one_rank, **results}.items():
         found[name] = compared(run, one_rank[f"one-tp1-{name.split('-')[2]}"])
         print(f"{name}: {json.dumps(found[name])[:700]}", flush=True)
+    (args.out / "ranks.json").write_text(json.dumps(found, indent=1) + "\n")
     recording = args.out / "recording"
     if recording.is_dir():
         found["recording"] = kernels_of(recording)

@@ -162,7 +162,10 @@ def test_what_stands_against_it_is_told(name: str) -> None:
 
     def call(nccl: ThreadGroup) -> Any:
         group, words, why = opened(nccl, FakeTorch(**settings), gain)
-        assert group is nccl and words == ""
+        assert words == ""
+        t = torch.full((POOL_BYTES // 4,), 1.0)
+        group.all_reduce(t)
+        assert nccl.summed[-1] == t.data_ptr(), "what is not used sums nothing"
         return why
 
     first, second = on_two_ranks(call)
@@ -173,7 +176,9 @@ def test_one_rank_that_cannot_keeps_all_from_it() -> None:
     def call(nccl: ThreadGroup) -> Any:
         refuses = RuntimeError("out of windows") if nccl.rank else None
         group, _, why = opened(nccl, FakeTorch(refuses=refuses))
-        return group is nccl, why
+        t = torch.full((POOL_BYTES // 4,), 1.0)
+        group.all_reduce(t)
+        return nccl.summed[-1] == t.data_ptr(), why
 
     (first, why), (second, own) = on_two_ranks(call)
     assert first and second
@@ -182,12 +187,17 @@ def test_one_rank_that_cannot_keeps_all_from_it() -> None:
 
 
 def test_wrong_sums_are_not_used() -> None:
-    def call(nccl: ThreadGroup) -> Any:
-        nccl.off = 1.0
-        group, _, why = opened(nccl, FakeTorch())
-        return group is nccl and "sum of torch.float32 is wrong" in why
+    """Also where only one rank's are: it makes the same calls as the other one."""
 
-    assert on_two_ranks(call) == [True, True]
+    def call(nccl: ThreadGroup) -> Any:
+        nccl.off = float(nccl.rank)
+        _, words, why = opened(nccl, FakeTorch())
+        assert words == ""
+        return why
+
+    first, second = on_two_ranks(call)
+    assert first == "the symmetric pool is not used: rank 1: its sum of torch.float32 is wrong"
+    assert second == "the symmetric pool is not used: its sum of torch.float32 is wrong"
 
 
 def test_it_is_used_from_where_all_larger_sums_gain() -> None:

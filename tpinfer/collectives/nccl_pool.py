@@ -39,7 +39,7 @@ class PoolGroup(GatheredGroup):
     def __init__(self, nccl: Group, backend: Any, pool: Any, buffer: torch.Tensor) -> None:
         """`buffer`: uint8, in `pool`, which `backend` has registered."""
         super().__init__(nccl.rank, nccl.size)
-        self.from_bytes = 0
+        self.from_bytes = POOL_BYTES + 1  # none, until they are known to be right and faster
         self._nccl, self._backend, self._pool = nccl, backend, pool
         self._buffer: torch.Tensor | None = buffer
 
@@ -89,8 +89,9 @@ def open_pool_group(
     cuda: Any = torch.cuda,
     time: Time | None = None,
 ) -> tuple[Group, str, str]:
-    """(group, what it uses, why): a PoolGroup around `nccl`, or `nccl` itself where a rank cannot
-    have one or gains nothing. A collective call. backend: torch's NCCL process group.
+    """(group, what it uses, why): a PoolGroup around `nccl`, which uses its pool where every rank
+    has one and gains by it, or `nccl` itself. A collective call. backend: torch's NCCL process
+    group.
     """
     failed = first_reason(nccl, _why_not(backend, cuda), device)
     if failed:
@@ -111,12 +112,16 @@ def open_pool_group(
     except (RuntimeError, TypeError) as error:  # some versions register no symmetric ones
         why = _first_line(error)
     failed = first_reason(nccl, why, device)
-    if failed:
-        return nccl, "", f"no symmetric pool: {failed}"
+    # From here on the group keeps the pool, used or not: what is registered is not freed before the
+    # communicator's end, which takes all ranks.
     group = PoolGroup(nccl, backend, pool, buffer)
+    if failed:
+        return group, "", f"no symmetric pool: {failed}"
+    group.from_bytes = 0
     failed = first_reason(nccl, _why_wrong(group, device), device)
     if failed:
-        return nccl, "", f"the symmetric pool is not used: {failed}"
+        group.from_bytes = POOL_BYTES + 1
+        return group, "", f"the symmetric pool is not used: {failed}"
     tried = _times(nccl, group, device, time or _device_time(device))
     from_bytes = faster_from(tried)
     told = ", ".join(
@@ -124,7 +129,8 @@ def open_pool_group(
         for size, (plain, pooled) in zip(_TRIED_BYTES, tried, strict=True)
     )
     if from_bytes is None:
-        return nccl, "", f"the symmetric pool is not used, for it is not faster: {told}"
+        group.from_bytes = POOL_BYTES + 1
+        return group, "", f"the symmetric pool is not used, for it is not faster: {told}"
     group.from_bytes = from_bytes
     most = format_size(POOL_BYTES)
     return group, f"(symmetric pool from {format_size(from_bytes)} to {most})", told
@@ -156,15 +162,16 @@ def _why_not(backend: Any, cuda: Any) -> str:
 def _why_wrong(group: PoolGroup, device: torch.device) -> str:
     """Small whole numbers have exact sums in every dtype."""
     total = group.size * (group.size + 1) // 2
-    try:
-        for dtype in _FLOATS:
-            t = torch.full((3, 1000), float(group.rank + 1), dtype=dtype, device=device)
+    why = ""
+    for dtype in _FLOATS:  # all of them, whatever comes out: others wait in the next one
+        t = torch.full((3, 1000), float(group.rank + 1), dtype=dtype, device=device)
+        try:
             group.all_reduce(t)
             if not bool((t == total).all()):
-                return f"its sum of {dtype} is wrong"
-    except Exception as failure:  # NCCL's own: a kernel that does not run here
-        return _first_line(failure)
-    return ""
+                why = why or f"its sum of {dtype} is wrong"
+        except Exception as failure:  # NCCL's own: a kernel that does not run here
+            why = why or _first_line(failure)
+    return why
 
 
 def _times(

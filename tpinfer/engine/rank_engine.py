@@ -78,7 +78,6 @@ class Engine:
         self._live: dict[int, LiveOutput] = {}  # by sequence id
         self._finished: list[LiveRequest] = []
         self._metrics = Metrics(assembly)
-        self._late_words = ""  # what was said of a step that was not done in time
         self.rebuilds: Rebuilds | None = None
         """Where this process started the other ranks and may start them anew."""
         self._executor = self._make_executor()
@@ -101,6 +100,7 @@ class Engine:
         has_thread = self._depth > 1 and not worker.issues_ahead
         self._capture = Capture(worker, all_threads=has_thread)
         self._watch: StepWatch | None = None
+        self._late_words = ""  # what was said of a step that was not done in time
         if isinstance(self._wire, PlanWriter):
             first_s = max(config.step_timeout_s, config.wait_timeout_s)
             self._watch = StepWatch(config.step_timeout_s, first_s, self._late)
@@ -296,7 +296,9 @@ class Engine:
         if self.rebuilds is not None:
             call_off(self._assembly, watch, self.rebuilds.end_ranks, words)
             return
-        ends_others = self._assembly.seat.ends_process
+        seat = self._assembly.seat
+        # Our own launcher ends ranks within 2 s and names the first that failed, not one we killed.
+        ends_others = seat.ends_process and seat.launcher != "tpinfer"
         call_off(self._assembly, watch, None, words, wire.local_pids(ranks) if ends_others else ())
 
     def _events(self, outcome: StepOutcome) -> list[TokenEvent]:

@@ -7,6 +7,7 @@ Ranks are numbered host by host, as launchers do unless told otherwise, so rank 
 
 import contextlib
 import time
+from collections.abc import Sequence
 from typing import Protocol
 
 from tpinfer.config.environment import Environment, read_environment
@@ -66,6 +67,11 @@ class PlanFanout(PlanWriter):
         """The longer way first."""
         self._remote.send(payload)
         self._local.send(payload)
+
+    def local_pids(self, ranks: Sequence[int]) -> Sequence[int]:
+        """Of the ranks of this host, which have the lower numbers."""
+        num_local = len(self._local.reader_progress())
+        return self._local.local_pids([rank for rank in ranks if rank <= num_local])
 
     def wait_attached(self, timeout_s: float) -> None:
         """Return once every reader is there. Raises RankError on time-out."""
