@@ -23,6 +23,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "profiling"), str(HERE)]
 
+from tpinfer.cli.profile import bench_command  # noqa: E402
+
 STEPS, TOKENS = 24, 64
 LEAST_S = 10.0
 """What a run takes at least; with less time left none is begun."""
@@ -65,12 +67,12 @@ def attributed(args: argparse.Namespace, rows: int, directory: Path, until_s: fl
         return {"skipped": "the time budget is spent"}
     # Whatever chunks prompts go in, they are over before the first recorded step.
     num_prompt_steps = rows * -(-args.context // 2048) + 2
-    command = [sys.executable, "-m", "tpinfer", "bench", "latency", "--batch-size", str(rows)]
-    command += ["--model", f"shape:{args.shape}", "--input-len", str(args.context)]
-    command += ["--output-len", str(TOKENS), "--num-iters-warmup", "1", "--num-iters", "1"]
-    command += ["--max-num-seqs", str(rows), "--no-prefix-caching", "--disable-detokenize"]
-    command += ["--max-model-len", str(args.context + TOKENS + 16), "--profile", str(directory)]
-    command += ["--profile-steps", str(STEPS), "--profile-skip", str(num_prompt_steps)]
+    more = ["--model", f"shape:{args.shape}", "--batch-size", str(rows)]
+    more += ["--input-len", str(args.context), "--output-len", str(TOKENS)]
+    more += ["--max-num-seqs", str(rows), "--no-prefix-caching", "--disable-detokenize"]
+    more += ["--max-model-len", str(args.context + TOKENS + 16)]
+    more += ["--profile-skip", str(num_prompt_steps)]
+    command = bench_command(1, directory, STEPS, more)
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, cwd=ROOT, timeout=until_s - time.monotonic()

@@ -26,6 +26,7 @@ from tests.cpu.running import children_of, files_of
 from tests.cpu.tiny_models import write_checkpoint
 from tests.cpu.tiny_tokenizers import byte_level
 from tests.cpu.tpinfer_command import REPOSITORY, json_lines, user_environment
+from tests.ports import free_port
 from tpinfer.collectives.meeting import Meeting, meet
 from tpinfer.config.environment import read_environment
 from tpinfer.config.errors import RankError
@@ -36,12 +37,6 @@ pytestmark = pytest.mark.ranks
 LOOPBACK = "0100007F"
 PROGRAM = "tests.cpu.hosts_program:"
 SHORT = ("--dtype", "float32", "--prompt", "Once upon", "--greedy", "--ignore-eos")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def in_threads(

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -139,6 +140,18 @@ def test_a_killed_rank_ends_the_run_and_is_named(rank: int, endless: Path, error
         assert run.told().startswith(f"rank {rank} failed: killed by SIGKILL")
         assert "Traceback" not in run.told()
         run.assert_gone(0.0)
+
+
+def test_a_hung_rank_ends_the_run_and_its_step_is_told(endless: Path, errors: Path) -> None:
+    """Not that it was killed, which is what follows."""
+    with Running("fork", endless, errors, "--step-timeout", "2") as run:
+        time.sleep(1.0)  # the first step has a longer deadline
+        os.kill(run.ranks[1], signal.SIGSTOP)
+        assert run.wait(25.0) == 1
+        [failed] = [line for line in run.told().splitlines() if " failed: " in line]
+        assert failed.startswith("rank 0 failed: step ")
+        assert "is not done after 2 s; not reported by rank 1" in failed
+        run.assert_gone(1.0)
 
 
 @pytest.mark.parametrize(

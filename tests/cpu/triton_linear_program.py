@@ -68,7 +68,6 @@ def gated() -> None:
                 space = split_space(2 * width, x.device)
                 for tile in tiles_for(rows, 2 * width):
                     one = SkinnyMatMul(weight, bias, (None, *[tile] * MOST_ROWS), False, space)
-                    assert one.gates(rows) and not one.gates(MOST_ROWS + 1)
                     found = one.gated_rows(x)
                     assert not space.arrived.any()
                     assert found.dtype is dtype and found.shape == (rows, width)
@@ -76,6 +75,25 @@ def gated() -> None:
                     torch.testing.assert_close(
                         found.float(), F.silu(gate) * up, atol=limit, rtol=limit
                     )
+
+    gates_where_its_tile_fits()
+
+
+def gates_where_its_tile_fits() -> None:
+    """Each tile is tried once, with the most rows it has; one that does not fit gates nothing."""
+    few, many = TILES[1], tiles_for(MOST_ROWS)[0]
+    tiles = (None, few, None, few, few, *[None] * 30, many, many, *[None] * (MOST_ROWS - 36))
+    weight, tried = torch.randn(8, 16), []
+
+    class Counted(SkinnyMatMul):
+        def gated_rows(self, x_TK: torch.Tensor) -> torch.Tensor:
+            tried.append(len(x_TK))
+            if len(x_TK) > 16:
+                raise RuntimeError("out of resource: shared memory")
+            return super().gated_rows(x_TK)
+
+    assert Counted(weight, None, tiles, False).gating_rows() == {3, 4}
+    assert tried == [4, 36]
 
 
 def fused() -> None:

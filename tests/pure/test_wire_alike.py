@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 import socket
 import threading
 import time
@@ -194,3 +195,16 @@ def test_silent_hosts_are_noticed_by_the_kernel_and_small_frames_are_not_delayed
         assert 0 < connection.getsockopt(tcp, socket.TCP_USER_TIMEOUT) <= 15_000
     reader.close()
     writer.close()
+
+
+@pytest.mark.parametrize(("kind", "known"), [("shm", [1, 2]), ("tcp", []), ("both", [1])])
+def test_processes_of_ranks_on_this_host_are_known(kind: str, known: list[int]) -> None:
+    """Readers here are this very process; those on other hosts are nobody's to end."""
+    writer, readers = open_wire(kind, f"pids-{kind}")
+    try:
+        assert list(writer.local_pids([1, 2])) == [os.getpid()] * len(known)
+        assert list(writer.local_pids([2])) == [os.getpid()] * (2 in known)
+        assert list(writer.local_pids([])) == []
+    finally:
+        for one in (*readers, writer):
+            one.close()

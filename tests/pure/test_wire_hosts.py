@@ -4,7 +4,6 @@ the environment that a launcher gives them.
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.ports import free_port
 from tpinfer.config.environment import read_environment
 from tpinfer.config.errors import ConfigError
 from tpinfer.config.meeting import find_meeting_point
@@ -81,12 +81,6 @@ def other_rank():
 
 rank_0() if seat.rank == 0 else other_rank()
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def seat_variables(rank: int, run_name: str, port: int, **changed: str) -> dict[str, str]:

@@ -70,7 +70,11 @@ def record_bench(tp: int, directory: Path, num_steps: int, more: Sequence[str]) 
     """
     if tp < 1:
         raise ConfigError(f"--tp {tp} must be 1 or more")
+    return subprocess.run(bench_command(tp, directory, num_steps, more), check=False).returncode
+
+
+def bench_command(tp: int, directory: Path, num_steps: int, more: Sequence[str]) -> list[str]:
+    """The program and its arguments: one run behind a warm-up, recorded."""
     command = [sys.executable, "-m", "tpinfer", "bench", "latency", "--tp", str(tp)]
     command += ["--num-iters-warmup", "1", "--num-iters", "1"]
-    command += ["--profile", str(directory), "--profile-steps", str(num_steps), *more]
-    return subprocess.run(command, check=False).returncode
+    return [*command, "--profile", str(directory), "--profile-steps", str(num_steps), *more]

@@ -70,14 +70,25 @@ class SkinnyMatMul:
         self._run(x_1K, out, norm)
         return out
 
-    def gates(self, num_rows: int) -> bool:
-        """Whether that many rows may go through `gated_rows`."""
-        return num_rows <= MOST_ROWS and self.by_rows[num_rows] is not None
+    def gating_rows(self) -> frozenset[int]:
+        """Numbers of rows that may go through `gated_rows`: those whose tile fits the device with
+        its gate, which reads two weights at once. Tries each tile with the most rows it has."""
+        own = {rows: tile for rows, tile in enumerate(self.by_rows) if tile and rows > 1}
+        most = {tile: rows for rows, tile in own.items()}
+        fits = {tile: self._can_gate(rows) for tile, rows in most.items()}
+        return frozenset(rows for rows, tile in own.items() if fits[tile])
+
+    def _can_gate(self, num_rows: int) -> bool:
+        try:
+            self.gated_rows(self.weight.new_zeros(num_rows, self.weight.shape[1]))
+        except Exception:  # the compiler's own: too much shared memory, and the like
+            return False
+        return True
 
     def gated_rows(self, x_TK: torch.Tensor) -> torch.Tensor:
         """silu(gate) * up [T, N / 2] of the product, the gate's columns first."""
         tile = self.by_rows[len(x_TK)]
-        assert tile is not None, "whoever calls has asked `gates`"
+        assert tile is not None, "whoever calls has asked `gating_rows`"
         return skinny_product(
             x_TK, self.weight, self.bias, tile, self.space, gates=True, dependent=self.dependent
         )
@@ -165,19 +176,15 @@ class SkinnyProducts:
     def _error(
         self, x: torch.Tensor, weight: torch.Tensor, tile: Tile, expected: torch.Tensor
     ) -> float:
-        """Largest; infinite where the tile does not fit the device, with a gate or without."""
+        """Largest; infinite where the tile does not fit the device."""
         try:
-            if weight.shape[0] % 2 == 0:
-                self._own(x, weight, tile, gates=True)
             return _error(self._own(x, weight, tile), expected)
         except Exception:  # the compiler's own: too much shared memory, and the like
             return float("inf")
 
-    def _own(
-        self, x: torch.Tensor, weight: torch.Tensor, tile: Tile, *, gates: bool = False
-    ) -> torch.Tensor:
+    def _own(self, x: torch.Tensor, weight: torch.Tensor, tile: Tile) -> torch.Tensor:
         space = self._space(weight)
-        return skinny_product(x, weight, None, tile, space, gates=gates, dependent=self.dependent)
+        return skinny_product(x, weight, None, tile, space, dependent=self.dependent)
 
     def _space(self, weight: torch.Tensor) -> SplitSpace:
         count = weight.shape[0]

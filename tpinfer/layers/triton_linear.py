@@ -36,6 +36,14 @@ def launches_dependent(device: torch.device) -> bool:
 
 
 @triton.jit
+def _gated(gate, up, kind: tl.constexpr):
+    """silu(gate) * up of float32, rounded to `kind` where ops of their own would round."""
+    wide = gate.to(kind).to(tl.float32)
+    silu = tl.div_rn(wide, 1.0 + tl.exp(-wide)).to(kind)
+    return silu.to(tl.float32) * up.to(kind).to(tl.float32)
+
+
+@triton.jit
 def _product(
     x, weight, bias, norm, out, num_columns, num_inner, eps,
     COLUMNS: tl.constexpr, INNER: tl.constexpr, HAS_BIAS: tl.constexpr, NORMS: tl.constexpr,
@@ -91,9 +99,7 @@ def _product(
             product *= factor
         if HAS_BIAS:
             product += tl.load(bias + num_columns + columns, mask=inside, other=0.0).to(tl.float32)
-        wide = found.to(kind).to(tl.float32)
-        silu = tl.div_rn(wide, 1.0 + tl.exp(-wide)).to(kind)
-        found = silu.to(tl.float32) * product.to(kind).to(tl.float32)
+        found = _gated(found, product, kind)
     if ADDS:
         before = tl.load(out + columns, mask=inside, other=0.0).to(tl.float32)
         found = before + found.to(kind).to(tl.float32)
@@ -237,9 +243,7 @@ def _product_of_rows(
         if HAS_BIAS:
             of_up = tl.load(bias + num_columns + columns, mask=inside, other=0.0)
             up += of_up.to(tl.float32)[:, None]
-        wide = total.to(kind).to(tl.float32)
-        silu = tl.div_rn(wide, 1.0 + tl.exp(-wide)).to(kind)
-        total = silu.to(tl.float32) * up.to(kind).to(tl.float32)
+        total = _gated(total, up, kind)
     target = out + lines.to(tl.int64)[None, :] * num_columns + columns[:, None]
     tl.store(target, total.to(kind), mask=inside[:, None] & is_row[None, :])
 

@@ -78,6 +78,7 @@ class TritonLayerOps(TorchLayerOps):
         """As `LayerOps.bind_gate_up`."""
         matmul, one = self._matmuls[name], self._one_row(name)
         own = matmul if isinstance(matmul, SkinnyMatMul) else None
+        gating = frozenset() if own is None else own.gating_rows()
 
         def gate_up(acts: Activations, step: StepInputs) -> None:
             norm, acts.deferred = acts.deferred, None
@@ -86,7 +87,7 @@ class TritonLayerOps(TorchLayerOps):
                 acts.gate_up, acts.gated = None, one.gated(x, norm)
                 return
             hidden = acts.hidden if norm is None else self._norm(acts.residual, None, *norm)
-            if own is not None and own.gates(hidden.shape[0]):
+            if own is not None and hidden.shape[0] in gating:
                 acts.gate_up, acts.gated = None, own.gated_rows(hidden)
                 return
             acts.gate_up = matmul(hidden)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tpinfer.costs.graph_nodes import GraphNodes
-from tpprof.classify.entries import Entries, Texts
+from tpprof.classify.entries import Entries, Texts, split_rows
 from tpprof.classify.names import Names, copies
 from tpprof.events import NONE, Trace
 
@@ -45,10 +45,7 @@ def place_by_nodes(trace: Trace, entries: Entries, names: Names, nodes: GraphNod
     is_read = np.zeros(len(entries), bool)
     rows = np.flatnonzero(entries.in_graph & (entries.op_id < 0))
     rows = rows[~copies(trace, entries)[rows]]
-    order = np.argsort(entries.launch[rows], kind="stable")
-    rows = rows[order]
-    edges = np.flatnonzero(np.diff(entries.launch[rows])) + 1
-    launches = np.split(rows, edges) if len(rows) else []
+    launches = split_rows(rows, entries.launch[rows])
     texts = Texts(entries.op_ids)
     reader = _Reader(trace, nodes, texts)
     num_unknown = 0

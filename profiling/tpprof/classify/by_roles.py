@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tpprof.classify.entries import Entries, Texts
+from tpprof.classify.entries import Entries, Texts, split_rows
 from tpprof.classify.manifest import Manifest
 from tpprof.classify.names import Names
 from tpprof.classify.roles import Roles, assign_roles
@@ -119,7 +119,7 @@ def place_in_graphs(
     if not len(rows):
         return Placed(layer, [])
     reader = _Reader(entries, names, manifest, manifest.tp)
-    stretches = _split(rows, entries.step[rows])
+    stretches = split_rows(rows, entries.step[rows])
     for mine in stretches:
         reader.place(mine, int(entries.step[mine[0]]), layer)
     entries.op_ids = reader.texts.texts
@@ -140,9 +140,9 @@ def place_in_model(
     rows = np.flatnonzero((entries.kind != WorkKind.COPY) & (entries.op_id < 0))
     in_step, in_graph = entries.step[rows] >= 0, entries.in_graph[rows]
     reader = _Reader(entries, names, program, program.tp)
-    stretches = _split(rows[in_step], entries.step[rows[in_step]])
+    stretches = split_rows(rows[in_step], entries.step[rows[in_step]])
     loose = rows[~in_step & in_graph]
-    stretches += _split(loose, entries.launch[loose])
+    stretches += split_rows(loose, entries.launch[loose])
     for unit, mine in enumerate(stretches):
         reader.place(mine, unit, layer)
     entries.op_ids = reader.texts.texts
@@ -157,12 +157,3 @@ def place_in_model(
             "and ops, but no costs"
         )
     return Placed(layer, told)
-
-
-def _split(rows: np.ndarray, group: np.ndarray) -> list[np.ndarray]:
-    """Rows of each group, in order."""
-    if not len(rows):
-        return []
-    order = np.argsort(group, kind="stable")
-    edges = np.flatnonzero(np.diff(group[order])) + 1
-    return np.split(rows[order], edges)

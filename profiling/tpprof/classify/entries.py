@@ -159,6 +159,15 @@ def around_of(trace: Trace, ranges: np.ndarray, entries: Entries) -> np.ndarray:
     return found
 
 
+def split_rows(rows: np.ndarray, group: np.ndarray) -> list[np.ndarray]:
+    """Rows of each group, in order."""
+    if not len(rows):
+        return []
+    order = np.argsort(group, kind="stable")
+    edges = np.flatnonzero(np.diff(group[order])) + 1
+    return np.split(rows[order], edges)
+
+
 def framework_keys(trace: Trace, entries: Entries, texts: Texts) -> np.ndarray:
     """int32 [n]: tpinfer op, else the framework operator it was launched for; numbers of `texts`,
     -1 for neither."""
