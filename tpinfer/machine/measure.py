@@ -4,9 +4,8 @@ all of them at it at once.
 Memory is read over working sets of many sizes, weights are multiplied by few and many rows, small
 ops and copies are timed, and collectives over sizes. Every rank measures at the same moment and
 the slowest one's figure is kept, because the others wait for it. Times are medians, rates come from
-them: what a machine does, not what it did once (`probe` looks for ceilings instead).
-
-On a GPU times are taken with events; that path has not run on one yet.
+them: what a machine does, not what it did once (`probe` looks for ceilings instead). On a GPU events take
+the times.
 """
 
 import statistics
@@ -34,7 +33,10 @@ _MESSAGE_BYTES = tuple(512 << (2 * i) for i in range(8))  # 512 B to 8 MB
 _MORE_MESSAGE_BYTES = (32 << 20, 128 << 20)
 _SMALLEST_SET = 128 << 10
 _LEAST_TRIALS = 3
-_LONGEST_FIGURE_S = 6.0
+_LONG_NS = 100_000_000
+"""A call that takes so long is timed once: what disturbs a machine lies within it."""
+_LONGEST_FIGURE_S = 1.0, 6.0
+"""What a figure may take at least and at most, whatever the budget."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +60,25 @@ class Trials:
     budget_ns: int
     """For one figure."""
 
+    @property
+    def enough_ns(self) -> int:
+        """What few trials may take together."""
+        return max(_LONG_NS, self.budget_ns)
+
+    @property
+    def longest_s(self) -> float:
+        """What is too long for one figure, with the call that does not count."""
+        least, most = _LONGEST_FIGURE_S
+        return min(max(8 * self.budget_ns * 1e-9, least), most)
+
     def seconds(self, call: Callable[[], object]) -> float:
         """Median time of a call while all ranks make it; of the slowest rank."""
         self.group.barrier()
         self.clock(call)
-        times, began_ns = [], perf_counter_ns()
-        while len(times) < _LEAST_TRIALS or perf_counter_ns() - began_ns < self.budget_ns:
+        times, spent_ns, began_ns = [], 0, perf_counter_ns()
+        while spent_ns < (self.budget_ns if len(times) >= _LEAST_TRIALS else self.enough_ns):
             times.append(self.clock(call))
+            spent_ns = perf_counter_ns() - began_ns
         return self.slowest(statistics.median(times) * 1e-9)
 
     def slowest(self, value: float) -> float:
@@ -162,7 +176,7 @@ def _gemms(trials: Trials, dtype: DType, bind_linear: BindLinear) -> list[GemmRa
     found: list[GemmRate] = []
     slowest_s = 0.0
     for rows in GEMM_ROWS:
-        if 2 * slowest_s * _LEAST_TRIALS > _LONGEST_FIGURE_S:  # a dtype that is no good here
+        if 2 * (2 * slowest_s) > trials.longest_s:  # a dtype that is no good here
             break
         x = torch.ones(rows, inner, dtype=torch_dtype, device=trials.device)
         slowest_s = trials.seconds(lambda x=x: multiply(x))

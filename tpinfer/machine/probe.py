@@ -33,7 +33,7 @@ def probe_ceilings(
     """Ceilings of this rank's slice. A collective call; every rank gets its own numbers.
 
     `budget_s` is for the trials; making what they read comes on top. On a GPU times are taken with
-    events; that path has not run on one yet.
+    events.
     """
     clock = clock_of(device)
     share_ns = int(budget_s * 1e9 / (4 + len(dtypes)))
