@@ -4,8 +4,8 @@ all of them at it at once.
 Memory is read over working sets of many sizes, weights are multiplied by few and many rows, small
 ops and copies are timed, and collectives over sizes. Every rank measures at the same moment and
 the slowest one's figure is kept, because the others wait for it. Times are medians, rates come from
-them: what a machine does, not what it did once (`probe` looks for ceilings instead). On a GPU events take
-the times.
+them: what a machine does, not what it did once (`probe` looks for ceilings instead). On a GPU they
+are taken with events.
 """
 
 import statistics
