@@ -29,6 +29,7 @@ BindLinear = Callable[[torch.Tensor, torch.device], MatMul]
 Say = Callable[[str], None]
 
 GEMM_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_LEAST_ROWS = 64  # a decode's; these are measured however long they take
 _MESSAGE_BYTES = tuple(512 << (2 * i) for i in range(8))  # 512 B to 8 MB
 _MORE_MESSAGE_BYTES = (32 << 20, 128 << 20)
 _SMALLEST_SET = 128 << 10
@@ -176,8 +177,8 @@ def _gemms(trials: Trials, dtype: DType, bind_linear: BindLinear) -> list[GemmRa
     found: list[GemmRate] = []
     slowest_s = 0.0
     for rows in GEMM_ROWS:
-        if 2 * (2 * slowest_s) > trials.longest_s:  # a dtype that is no good here
-            break
+        if rows > _LEAST_ROWS and 2 * (2 * slowest_s) > trials.longest_s:
+            break  # a dtype that is no good here
         x = torch.ones(rows, inner, dtype=torch_dtype, device=trials.device)
         slowest_s = trials.seconds(lambda x=x: multiply(x))
         rate = 2 * rows * columns * inner / slowest_s
