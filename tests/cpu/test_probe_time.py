@@ -43,7 +43,7 @@ def test_long_calls_are_timed_once(
     assert calls.count == 1 + counted, "the first counts for nothing"
 
 
-@pytest.mark.parametrize(("budget_ms", "longest_s"), [(1, 1.0), (400, 3.2), (2000, 6.0)])
+@pytest.mark.parametrize(("budget_ms", "longest_s"), [(1, 1.0), (200, 3.2), (2000, 6.0)])
 def test_what_is_too_long_for_a_figure(budget_ms: int, longest_s: float) -> None:
     trials = Trials(SingleGroup(), torch.device("cpu"), Calls(1).clock, budget_ms * MS)
     assert trials.longest_s == pytest.approx(longest_s)

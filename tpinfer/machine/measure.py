@@ -30,6 +30,8 @@ Say = Callable[[str], None]
 
 GEMM_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _LEAST_ROWS = 64  # a decode's; these are measured however long they take
+_NO_GOOD = 1.5
+"""A dtype that another is so many times as fast as is not measured with more rows."""
 _MESSAGE_BYTES = tuple(512 << (2 * i) for i in range(8))  # 512 B to 8 MB
 _MORE_MESSAGE_BYTES = (32 << 20, 128 << 20)
 _SMALLEST_SET = 128 << 10
@@ -70,7 +72,7 @@ class Trials:
     def longest_s(self) -> float:
         """What is too long for one figure, with the call that does not count."""
         least, most = _LONGEST_FIGURE_S
-        return min(max(8 * self.budget_ns * 1e-9, least), most)
+        return min(max(16 * self.budget_ns * 1e-9, least), most)
 
     def seconds(self, call: Callable[[], object]) -> float:
         """Median time of a call while all ranks make it; of the slowest rank."""
@@ -111,7 +113,7 @@ def measure_rank(
         gemms: list[GemmRate] = []
         say("multiplying")
         for dtype in dtypes:
-            gemms += _gemms(trials, dtype, bind_linear)
+            gemms += _gemms(trials, dtype, bind_linear, gemms)
         say("timing small ops and copies")
         small = torch.ones(16, device=device)
         eager = trials.seconds(lambda: small + small)
@@ -166,9 +168,11 @@ def _working_sets(
     return found
 
 
-def _gemms(trials: Trials, dtype: DType, bind_linear: BindLinear) -> list[GemmRate]:
-    """Weights by few and by many rows. The weights are larger than a processor's caches, so that
-    one row shows what reading them costs."""
+def _gemms(
+    trials: Trials, dtype: DType, bind_linear: BindLinear, others: Sequence[GemmRate]
+) -> list[GemmRate]:
+    """Weights by few and by many rows; `others` are of other dtypes. The weights are larger than a
+    processor's caches, so that one row shows what reading them costs."""
     columns, inner = 16384, 8192 if trials.device.type == "cuda" else 4096
     torch_dtype = to_torch(dtype)
     multiply = bind_linear(
@@ -177,8 +181,13 @@ def _gemms(trials: Trials, dtype: DType, bind_linear: BindLinear) -> list[GemmRa
     found: list[GemmRate] = []
     slowest_s = 0.0
     for rows in GEMM_ROWS:
-        if rows > _LEAST_ROWS and 2 * (2 * slowest_s) > trials.longest_s:
-            break  # a dtype that is no good here
+        if rows > _LEAST_ROWS:
+            rival = max(
+                (one.flops_per_s for one in others if one.rows == found[-1].rows), default=0
+            )
+            is_no_good = rival > _NO_GOOD * found[-1].flops_per_s
+            if is_no_good or 2 * (2 * slowest_s) > trials.longest_s:
+                break
         x = torch.ones(rows, inner, dtype=torch_dtype, device=trials.device)
         slowest_s = trials.seconds(lambda x=x: multiply(x))
         rate = 2 * rows * columns * inner / slowest_s
