@@ -2,7 +2,7 @@
 
 import random
 import socket
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 
 _RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -15,11 +15,12 @@ def free_port() -> int:
     neither to a connection of its own choice in the time between asking and listening."""
     own = int(_RANGE.read_text().split()[0]) if _RANGE.exists() else 32_768
     first, last = 20_000, max(own, 30_000)
-    for step in _STEPS:
-        port = first + 2 * ((_START + step) % ((last - first) // 2))
+    pairs = (last - first) // 2
+    for step in islice(_STEPS, pairs):
+        port = first + 2 * ((_START + step) % pairs)
         if _is_free(port) and _is_free(port + 1):
             return port
-    raise AssertionError("steps have no end")
+    raise AssertionError(f"no two free ports together in {first}..{last}; end what listens")
 
 
 def _is_free(port: int) -> bool:
